@@ -1,0 +1,1 @@
+"""Protocols without I/O: values and `now` in, values out."""

@@ -1,0 +1,109 @@
+"""The import ladder of docs/architecture.md: imports point down only, and foreign libraries come in by one door each."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "tpvpn"
+
+LAYERS = {
+    "errors": 0, "wire": 0,
+    "config": 1, "route.prefix": 1, "route.fib": 1, "route.owner": 1, "route.conflict": 1, "route.plan": 1,
+    "proto": 1, "report": 1, "helper.protocol": 1,
+    "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "rundir": 2,
+    "helper": 3, "transport": 3, "link": 3, "pump": 3, "manager": 3,
+    "engine": 4,
+    "control": 5, "lab": 5,
+    "cli": 6,
+}  # fmt: skip
+
+DOORS = {
+    "pyroute2": {"route.netlink", "lab"},
+    "netaddr": {"route.prefix"},
+    "uvloop": {"cli", "manager"},
+    "kubernetes_asyncio": {"kube.api"},
+    "scapy": set[str](),
+}
+
+STANDARD_LIBRARY_ONLY = ("errors", "wire", "proto", "tun", "netlink", "nfnetlink", "link", "pump", "transport", "manager")
+
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """Dotted name below tpvpn: "route.fib"; a package's own name for its __init__."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def under(name: str, table) -> str | None:
+    """The longest entry of the table that holds this module."""
+    while name and name not in table:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names if (SOURCE.parent / module.replace(".", "/")).is_dir()}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    name = name_of(path)
+    if name in ("", "__main__"):
+        return
+    place = under(name, LAYERS)
+    if place is None:
+        assert path.name == "__init__.py", f"{name} has no layer: give it one in tests/test_layers.py and docs/architecture.md"
+        return
+    for imported in imports_of(path):
+        if imported.startswith("tpvpn."):
+            target = under(imported.removeprefix("tpvpn."), LAYERS)
+            if target is not None:
+                assert LAYERS[target] <= LAYERS[place], f"{name} (layer {LAYERS[place]}) imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_foreign_libraries_have_one_door(path: Path) -> None:
+    name = name_of(path)
+    for imported in imports_of(path):
+        top = imported.partition(".")[0]
+        if top == "tpvpn" or top in sys.stdlib_module_names:
+            continue
+        assert top in DOORS, f"{name} imports {imported}: no door is named for it"
+        assert under(name, DOORS[top]), f"{name} imports {top}, whose door is {DOORS[top]}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_manager_needs_the_standard_library_alone(path: Path) -> None:
+    name = name_of(path)
+    if not under(name, STANDARD_LIBRARY_ONLY):
+        return
+    for imported in imports_of(path):
+        top = imported.partition(".")[0]
+        if top == "tpvpn" and imported != "tpvpn":
+            assert under(imported.removeprefix("tpvpn."), STANDARD_LIBRARY_ONLY), f"{name} imports {imported}"
+        else:
+            assert top in sys.stdlib_module_names or top in ("uvloop", "tpvpn"), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_budgets(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(tree), "each module says what it holds"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1 - len((ast.get_docstring(node, False) or "").splitlines())
+            assert length <= 60, f"{node.name} has {length} lines"
