@@ -1,0 +1,100 @@
+"""Opening a TUN device with the kernel's segmentation offload, at either end of the tunnel.
+
+It knows nothing of addresses or routes. Each packet read from or written to the descriptor is preceded by a virtio-net header when
+offload is on (IFF_VNET_HDR; linux/if_tun.h, linux/virtio_net.h): one read is then up to 64 KiB of TCP payload in one piece. The
+device lives as long as its descriptor.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.wire.vnet import HEADER_LENGTH, Offload
+
+CLONE_DEVICE = Path("/dev/net/tun")
+
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_TUNSETOFFLOAD = 0x400454D0
+_TUNSETVNETHDRSZ = 0x400454D8
+_IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_IFF_TUN_EXCL = 0x8000
+
+_MISSING = (
+    f"{CLONE_DEVICE} is missing: load the driver with `modprobe tun`, or give the container the device "
+    "(`docker run --device /dev/net/tun`)"
+)
+_FORBIDDEN = "opening a TUN device needs CAP_NET_ADMIN: run as root, or give the container `--cap-add NET_ADMIN`"
+
+
+@dataclass(frozen=True, slots=True)
+class Tun:
+    """An open TUN device: a non-blocking descriptor, the name, and what the kernel may hand us unsegmented."""
+
+    fd: int
+    name: str
+    offloads: Offload
+
+    def close(self) -> None:
+        """Close the descriptor; with it go the device, its addresses and its routes."""
+        os.close(self.fd)
+
+
+def open_tun(name: str, *, offload: bool) -> Tun:
+    """Create the TUN device `name`, with virtio-net headers and all offloads the kernel has when `offload`.
+
+    Errors: PrivilegeError without the device node or the right, UsageError when the name is in use.
+    """
+    try:
+        fd = os.open(CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise PrivilegeError(_MISSING) from error
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            raise PrivilegeError(_MISSING) from error
+        raise PrivilegeError(f"{CLONE_DEVICE}: {error.strerror}; {_FORBIDDEN}") from error
+    try:
+        _attach(fd, name, offload)
+        return Tun(fd, name, _negotiate(fd) if offload else Offload(0))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _attach(fd: int, name: str, offload: bool) -> None:
+    flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_VNET_HDR if offload else 0)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    except PermissionError as error:
+        raise PrivilegeError(_FORBIDDEN) from error
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL):
+            raise UsageError(
+                f"device {name} is in use: end the program that has it, or choose another --name"
+            ) from error
+        raise TpvpnError(f"cannot create device {name}: {error.strerror}") from error
+    if offload:
+        fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", HEADER_LENGTH))
+
+
+def _negotiate(fd: int) -> Offload:
+    """Switch on as much as the kernel takes: USO came with Linux 6.2, the rest is older than we support."""
+    for offloads in (Offload.ALL, Offload.ALL & ~(Offload.USO4 | Offload.USO6), Offload.CHECKSUM):
+        try:
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, int(offloads))
+        except OSError:
+            continue
+        return offloads
+    return Offload(0)
+
+
+def set_offloads(tun: Tun, offloads: Offload) -> Tun:
+    """Narrow the device's offloads to what both ends agreed on."""
+    fcntl.ioctl(tun.fd, _TUNSETOFFLOAD, int(offloads))
+    return Tun(tun.fd, tun.name, offloads)

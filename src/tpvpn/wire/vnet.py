@@ -1,0 +1,66 @@
+"""The virtio-net header that precedes each packet when both ends agreed on offload (struct virtio_net_hdr, 10 bytes).
+
+Layout (linux/virtio_net.h; native byte order, little-endian on every machine we meet, fixed by VIRTIO 1.2 section 5.1.6):
+flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16, csum_offset u16.
+"""
+
+import enum
+import struct
+from typing import NamedTuple
+
+HEADER_LENGTH = 10
+_FORMAT = struct.Struct("<BBHHHH")
+
+NEEDS_CHECKSUM = 1
+GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP = 0, 1, 4, 5
+GSO_ECN = 0x80
+
+
+class Offload(enum.IntFlag):
+    """What an end takes unsegmented: the TUN_F_* bits of linux/if_tun.h, which are also the wire's names."""
+
+    CHECKSUM = 0x01
+    TSO4 = 0x02
+    TSO6 = 0x04
+    ECN = 0x08
+    USO4 = 0x20
+    USO6 = 0x40
+    ALL = CHECKSUM | TSO4 | TSO6 | ECN | USO4 | USO6
+
+
+def names(offloads: Offload) -> list[str]:
+    """The wire's names of a set of offloads: ["checksum", "tso4", …]."""
+    return [str(flag.name).lower() for flag in Offload.ALL if flag in offloads]
+
+
+def from_names(given: list[str]) -> Offload:
+    """The set that these names mean; unknown names are a newer peer's and are left out."""
+    known = {str(flag.name).lower(): flag for flag in Offload.ALL}
+    offloads = Offload(0)
+    for name in given:
+        offloads |= known.get(name, Offload(0))
+    return offloads
+
+
+class Header(NamedTuple):
+    """One virtio-net header; sizes and offsets in bytes from the start of the IP packet."""
+
+    flags: int = 0
+    gso_type: int = GSO_NONE
+    header_length: int = 0
+    gso_size: int = 0
+    checksum_start: int = 0
+    checksum_offset: int = 0
+
+    def pack(self) -> bytes:
+        """The header's 10 bytes."""
+        return _FORMAT.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> "Header":
+        """The header at `offset`; struct.error when fewer than 10 bytes are there."""
+        return cls(*_FORMAT.unpack_from(data, offset))
+
+
+EMPTY = bytes(HEADER_LENGTH)
+"""The header of a packet that is whole and has its checksum."""
