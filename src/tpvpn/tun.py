@@ -1,8 +1,12 @@
 """Opening a TUN device with the kernel's segmentation offload, at either end of the tunnel.
 
-It knows nothing of addresses or routes. Each packet read from or written to the descriptor is preceded by a virtio-net header when
-offload is on (IFF_VNET_HDR; linux/if_tun.h, linux/virtio_net.h): one read is then up to 64 KiB of TCP payload in one piece. The
-device lives as long as its descriptor.
+It knows nothing of addresses or routes. Each packet read from or written to the descriptor is preceded by a virtio-net
+header when offload is on (IFF_VNET_HDR; linux/if_tun.h, linux/virtio_net.h): one read is then up to 64 KiB of TCP
+payload in one piece. The device lives as long as a descriptor of it.
+
+A device has two queues. The kernel sends a flow to the queue through which its last packet came in (tun.c,
+tun_automq_select_queue), so whoever writes packets decides, without a privilege and without a classifier, which flows
+share a queue: those that keep queues full are kept apart from those that want an answer soon.
 """
 
 import errno
@@ -23,6 +27,7 @@ _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
+_IFF_MULTI_QUEUE = 0x0100
 _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
 
@@ -35,15 +40,23 @@ _FORBIDDEN = "opening a TUN device needs CAP_NET_ADMIN: run as root, or give the
 
 @dataclass(frozen=True, slots=True)
 class Tun:
-    """An open TUN device: a non-blocking descriptor, the name, and what the kernel may hand us unsegmented."""
+    """An open TUN device: the non-blocking descriptors of its two queues, its name, what it may hand us unsegmented."""
 
     fd: int
+    """The queue of TCP."""
+    prompt_fd: int
+    """The queue of all other protocols, read first."""
     name: str
     offloads: Offload
 
     def close(self) -> None:
-        """Close the descriptor; with it go the device, its addresses and its routes."""
+        """Close the descriptors; with them go the device, its addresses and its routes."""
         os.close(self.fd)
+        os.close(self.prompt_fd)
+
+    def set_offloads(self, offloads: Offload) -> None:
+        """Narrow what the kernel hands out to what both ends agreed on."""
+        fcntl.ioctl(self.fd, _TUNSETOFFLOAD, int(offloads))
 
 
 def open_tun(name: str, *, offload: bool) -> Tun:
@@ -51,6 +64,15 @@ def open_tun(name: str, *, offload: bool) -> Tun:
 
     Errors: PrivilegeError without the device node or the right, UsageError when the name is in use.
     """
+    fd = _open_queue(name, offload, exclusive=True)
+    try:
+        return Tun(fd, _open_queue(name, offload, exclusive=False), name, _negotiate(fd) if offload else Offload(0))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _open_queue(name: str, offload: bool, *, exclusive: bool) -> int:
     try:
         fd = os.open(CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -59,28 +81,24 @@ def open_tun(name: str, *, offload: bool) -> Tun:
         if error.errno in (errno.ENODEV, errno.ENXIO):
             raise PrivilegeError(_MISSING) from error
         raise PrivilegeError(f"{CLONE_DEVICE}: {error.strerror}; {_FORBIDDEN}") from error
-    try:
-        _attach(fd, name, offload)
-        return Tun(fd, name, _negotiate(fd) if offload else Offload(0))
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _attach(fd: int, name: str, offload: bool) -> None:
-    flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_VNET_HDR if offload else 0)
+    flags = _IFF_TUN | _IFF_NO_PI | _IFF_MULTI_QUEUE
+    flags |= (_IFF_VNET_HDR if offload else 0) | (_IFF_TUN_EXCL if exclusive else 0)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-    except PermissionError as error:
-        raise PrivilegeError(_FORBIDDEN) from error
+        if offload:
+            fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", HEADER_LENGTH))
     except OSError as error:
-        if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL):
-            raise UsageError(
-                f"device {name} is in use: end the program that has it, or choose another --name"
-            ) from error
-        raise TpvpnError(f"cannot create device {name}: {error.strerror}") from error
-    if offload:
-        fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", HEADER_LENGTH))
+        os.close(fd)
+        raise _refused(name, error) from error
+    return fd
+
+
+def _refused(name: str, error: OSError) -> TpvpnError:
+    if error.errno == errno.EPERM:
+        return PrivilegeError(_FORBIDDEN)
+    if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL):
+        return UsageError(f"device {name} is in use: end the program that has it, or choose another --name")
+    return TpvpnError(f"cannot create device {name}: {error.strerror}")
 
 
 def _negotiate(fd: int) -> Offload:
@@ -92,9 +110,3 @@ def _negotiate(fd: int) -> Offload:
             continue
         return offloads
     return Offload(0)
-
-
-def set_offloads(tun: Tun, offloads: Offload) -> Tun:
-    """Narrow the device's offloads to what both ends agreed on."""
-    fcntl.ioctl(tun.fd, _TUNSETOFFLOAD, int(offloads))
-    return Tun(tun.fd, tun.name, offloads)

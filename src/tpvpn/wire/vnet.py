@@ -1,6 +1,6 @@
 """The virtio-net header that precedes each packet when both ends agreed on offload (struct virtio_net_hdr, 10 bytes).
 
-Layout (linux/virtio_net.h; native byte order, little-endian on every machine we meet, fixed by VIRTIO 1.2 section 5.1.6):
+Layout (linux/virtio_net.h; little-endian, as VIRTIO 1.2 section 5.1.6 fixes it and as each machine we meet has it):
 flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16, csum_offset u16.
 """
 

@@ -1,0 +1,170 @@
+"""A link: one byte stream to the other end, carrying frames both ways, with back-pressure.
+
+It owns the stream's descriptor, the receive buffer and the bytes that the stream has not taken yet. It knows nothing
+of packets: whoever carries them gives it a `receive` function for runs of frames and whole batches to send (`pump`).
+
+How it works. Readable: one recv into a large buffer, then `receive(buffer, start, end)` consumes the whole frames and
+says where it stopped; the rest of a frame moves to the front. Sending: what the stream does not take is kept as a view
+and sent as soon as it can be; meanwhile `congested` is true, `on_drained` is called when it is over. Control frames
+queue behind it, between frames.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+
+from tpvpn.errors import LinkLostError, TpvpnError
+from tpvpn.transport.stream import WOULD_BLOCK, Stream
+from tpvpn.wire import frame
+
+RECEIVE_SIZE = 1 << 18
+"""Bytes taken from the stream at once: several super-packets, and still at home in a core's cache."""
+_PEEK = 64  # a frame header is read together with the packet behind it, which may not be there yet
+_BUFFER_SIZE = frame.MAX_PAYLOAD + frame.HEADER_LENGTH + RECEIVE_SIZE + _PEEK
+_MAX_QUEUED_CONTROL = 4 * frame.MAX_PAYLOAD
+
+Receive = Callable[[bytearray, int, int], int]
+
+
+class Link:
+    """Frames over a stream. All calls belong to the event loop's thread."""
+
+    def __init__(
+        self, stream: Stream, receive: Receive, on_lost: Callable[[TpvpnError], None], early: bytes = b""
+    ) -> None:
+        self.stream = stream
+        self.receive = receive
+        self.on_lost = on_lost
+        self.on_drained: Callable[[], None] = _nothing
+        self.congested = False
+        self.bytes_received = self.bytes_sent = 0
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray(_BUFFER_SIZE)
+        self._view = memoryview(self._buffer)
+        self._buffer[: len(early)] = early
+        self._have = len(early)
+        self._unsent: memoryview | None = None
+        self._control = bytearray()
+        self._closed = False
+        self._loop.add_reader(stream.fd, self._on_readable)
+        if early or stream.pending():
+            self._loop.call_soon(self._on_early)
+
+    def send(self, kind: int, payload: bytes) -> None:
+        """Queue one frame that is not a packet; it leaves as soon as the stream takes it."""
+        self._control += frame.encode(kind, payload)
+        if len(self._control) > _MAX_QUEUED_CONTROL:
+            self._lose(LinkLostError("the other end takes no more data"))
+        elif not self.congested:
+            self._flush()
+
+    def send_batch(self, batch: memoryview) -> None:
+        """Send whole frames at once. The memory stays the caller's again when `congested` is false."""
+        try:
+            rest = self._push(batch)
+        except OSError as error:
+            self._lose(_lost(error))
+            return
+        if rest or self._control:
+            self._wait(rest)
+
+    def close(self) -> None:
+        """Close the stream at once, without a word to anyone."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self.stream.fd)
+        self._loop.remove_writer(self.stream.fd)
+        self.stream.close()
+
+    def _push(self, data: memoryview) -> memoryview | None:
+        """Send as much as the stream takes; the rest, or None."""
+        send = self.stream.send
+        while data:
+            try:
+                sent = send(data)
+            except WOULD_BLOCK:
+                return data
+            self.bytes_sent += sent
+            if sent == len(data):
+                return None
+            data = data[sent:]
+        return None
+
+    def _wait(self, rest: memoryview | None) -> None:
+        self._unsent = rest
+        if not self.congested:
+            self.congested = True
+            self._loop.add_writer(self.stream.fd, self._flush)
+
+    def _flush(self) -> None:
+        """Send what waits: first the rest of a batch, then control frames; then tell the pump that it may go on."""
+        try:
+            rest = self._push(self._unsent) if self._unsent else None
+            if rest is None and self._control:
+                queued, self._control = self._control, bytearray()
+                rest = self._push(memoryview(queued))
+        except OSError as error:
+            self._lose(_lost(error))
+            return
+        if rest is not None:
+            self._wait(rest)
+            return
+        self._unsent = None
+        if self.congested:
+            self.congested = False
+            self._loop.remove_writer(self.stream.fd)
+            self.on_drained()
+
+    def _on_early(self) -> None:
+        """Frames that came together with the last bytes of the upgrade or of the handshake."""
+        if not self._closed and self._consume(self._have) and self.stream.pending():
+            self._on_readable()
+
+    def _on_readable(self) -> None:
+        try:
+            count = self.stream.recv_into(self._view[self._have : self._have + RECEIVE_SIZE])
+        except WOULD_BLOCK:
+            return
+        except OSError as error:
+            self._lose(_lost(error))
+            return
+        if count == 0:
+            self._lose(LinkLostError("the connection was closed by the other end"))
+            return
+        self.bytes_received += count
+        # TLS decrypts a record at a time: what it holds already is not announced by the descriptor.
+        if self._consume(self._have + count) and self.stream.pending():
+            self._loop.call_soon(self._on_pending)
+
+    def _on_pending(self) -> None:
+        if not self._closed:
+            self._on_readable()
+
+    def _consume(self, end: int) -> bool:
+        """Hand buffer[:end] to `receive`, keep what is left of a frame; False when the link has ended."""
+        try:
+            start = self.receive(self._buffer, 0, end)
+        except TpvpnError as error:
+            self._lose(error)
+            return False
+        if self._closed:
+            return False
+        self._have = end - start
+        if start and self._have:
+            self._view[: self._have] = self._view[start:end]
+        return True
+
+    def _lose(self, error: TpvpnError) -> None:
+        if not self._closed:
+            self.close()
+            self.on_lost(error)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _lost(error: OSError) -> LinkLostError:
+    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    return LinkLostError(f"the connection to the other end broke: {reason or error}")

@@ -1,0 +1,178 @@
+"""The packet path: moves packets between a TUN device and a link, in batches, without looking into them.
+
+It knows nothing of sessions, routes or NAT. What it reads of a packet is the protocol, to choose the TUN's queue, and
+the address that must be the client's own: the source of what a manager receives, the destination of what a laptop
+receives; a packet with another one is dropped and counted.
+
+Theory of operation. Nothing here makes an object of lasting life, logs or awaits per packet.
+- TUN to link: a batch of packets is read into one buffer, each behind its frame header, and sent by one call. When the
+  stream does not take it all, the TUN is not read until it has: the kernel's queue is fair, and drops when it must.
+  The prompt queue is read first, so that a ping or a datagram never waits behind the windows of bulk flows; each
+  queue has its own share of a batch, so that neither starves the other.
+- Link to TUN: one receive brings a run of frames; each packet is written straight from the receive buffer, through the
+  queue in which the kernel shall put the answers (see `tun`).
+With offload on both sides a packet is up to 64 KiB, preceded by its virtio-net header: foreign bytes, which the kernel
+validates (EINVAL is counted).
+"""
+
+import asyncio
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal
+
+from tpvpn.link import Link
+from tpvpn.tun import Tun
+from tpvpn.wire import frame, vnet
+
+_HEADER = frame.HEADER_LENGTH
+_SLOT = _HEADER + vnet.HEADER_LENGTH + 65_535
+_MAX_PACKET = vnet.HEADER_LENGTH + 65_535
+BATCH_BYTES = 1 << 18
+"""A queue is read until this much is there: more adds delay for whatever comes next, but no throughput."""
+BATCH_PACKETS = 64
+_TCP = 6
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAddress:
+    """The client's addresses, and on which side of a received packet they must stand."""
+
+    side: Literal["source", "destination"]
+    ipv4: str | None
+    ipv6: str | None
+
+
+@dataclass(slots=True)
+class Counters:
+    """Packets and bytes since the pump started; sent and received as the link's owner sees it."""
+
+    sent_packets: int = 0
+    sent_bytes: int = 0
+    received_packets: int = 0
+    received_bytes: int = 0
+    foreign_packets: int = 0
+    """Dropped: the address that must be the client's own was another."""
+    invalid_packets: int = 0
+    """Refused by the kernel: malformed packet or virtio-net header."""
+
+
+class Pump:
+    """Runs from `start()` to `stop()`; `on_frame(kind, payload)` gets every frame that is not a packet."""
+
+    def __init__(
+        self, tun: Tun, link: Link, own: OwnAddress, on_frame: Callable[[int, bytes], None], *, offload: bool
+    ) -> None:
+        self.counters = Counters()
+        self._tun, self._link, self._on_frame = tun, link, on_frame
+        self._loop = asyncio.get_running_loop()
+        self._view = memoryview(bytearray(2 * (BATCH_BYTES + _SLOT)))
+        self._running = False
+        self._set_own(own, vnet.HEADER_LENGTH if offload else 0)
+
+    def start(self) -> None:
+        """Take the link over and begin to read the TUN."""
+        self._running = True
+        self._link.receive = self.receive
+        self._link.on_drained = self._resume
+        if not self._link.congested:
+            self._resume()
+
+    def stop(self) -> None:
+        """Leave the TUN alone; the link is its owner's to close."""
+        self._running = False
+        self._pause()
+
+    def _set_own(self, own: OwnAddress, before: int) -> None:
+        """Prepare one struct that reads frame header, IP version, protocol and address (RFC 791 section 3.1)."""
+        skip, at6 = (2, 8) if own.side == "source" else (6, 24)
+        self._peek = struct.Struct(f">I{before}xB8xB{skip}xI")
+        self._own4 = int(IPv4Address(own.ipv4)) if own.ipv4 else -1
+        self._own6 = bytearray(IPv6Address(own.ipv6).packed if own.ipv6 else b"")
+        self._at_ip = _HEADER + before
+        self._at6 = self._at_ip + at6
+
+    def _resume(self) -> None:
+        if not self._running:
+            return
+        self._loop.add_reader(self._tun.prompt_fd, self._on_prompt)
+        self._loop.add_reader(self._tun.fd, self._on_tun)
+
+    def _pause(self) -> None:
+        self._loop.remove_reader(self._tun.prompt_fd)
+        self._loop.remove_reader(self._tun.fd)
+
+    def _on_prompt(self) -> None:
+        self._send(self._read(self._tun.prompt_fd, 0))
+
+    def _on_tun(self) -> None:
+        self._send(self._read(self._tun.fd, self._read(self._tun.prompt_fd, 0)))
+
+    def _read(self, fd: int, at: int) -> int:
+        """Read one queue's share of a batch into the buffer from `at`; where it ends."""
+        view, pack = self._view, frame.HEADER.pack_into
+        limit = at + BATCH_BYTES
+        packets = 0
+        try:
+            while packets < BATCH_PACKETS and at < limit:
+                length = os.readv(fd, (view[at + _HEADER : at + _SLOT],))
+                pack(view, at, length)  # kind PACKET is 0: the header is the length
+                at += _HEADER + length
+                packets += 1
+        except BlockingIOError:
+            pass
+        except OSError:  # the device was set down: there is nothing to read until it is up again or gone
+            self._pause()
+            self._loop.call_later(1, self._resume)
+        self.counters.sent_packets += packets
+        return at
+
+    def _send(self, end: int) -> None:
+        if end:
+            self.counters.sent_bytes += end
+            self._link.send_batch(self._view[:end])
+            if self._link.congested:
+                self._pause()
+
+    def receive(self, buffer: bytearray, start: int, end: int) -> int:
+        """Link to TUN: consume the whole frames of buffer[start:end]; where the rest begins."""
+        fd, prompt_fd, view = self._tun.fd, self._tun.prompt_fd, memoryview(buffer)
+        peek, own4, own6, at6 = self._peek.unpack_from, self._own4, self._own6, self._at6
+        at = start
+        packets = 0
+        while end - at >= _HEADER:
+            word, version, protocol, address = peek(buffer, at)
+            following = at + _HEADER + (word & 0xFFFFFF)
+            if word > _MAX_PACKET:
+                self._on_other(word, buffer, at, end)
+            if following > end:
+                break
+            if word <= _MAX_PACKET:
+                if version < 0x60:
+                    own = address == own4
+                else:
+                    own = buffer[at + at6 : at + at6 + 16] == own6
+                    protocol = buffer[self._at_ip + at + 6]  # RFC 8200 section 3: next header
+                packets += own and self._write(fd if protocol == _TCP else prompt_fd, view[at + _HEADER : following])
+                self.counters.foreign_packets += not own
+            at = following
+        self.counters.received_packets += packets
+        self.counters.received_bytes += at - start
+        return at
+
+    def _write(self, fd: int, packet: memoryview) -> bool:
+        try:
+            os.write(fd, packet)
+        except OSError:
+            self.counters.invalid_packets += 1
+            return False
+        return True
+
+    def _on_other(self, word: int, buffer: bytearray, at: int, end: int) -> None:
+        """A frame that is not a packet: refuse it when it is too long, hand it on when it is whole."""
+        kind, length = word >> 24, word & 0xFFFFFF
+        frame.check_length(kind, length, _MAX_PACKET if kind == frame.PACKET else frame.MAX_PAYLOAD)
+        if end - at >= _HEADER + length:
+            self._on_frame(kind, bytes(buffer[at + _HEADER : at + _HEADER + length]))

@@ -1,0 +1,127 @@
+"""A non-blocking byte stream over a socket, plain or TLS, with one way to say "not now".
+
+It knows nothing of what the bytes mean. `recv_into` and `send` raise one of WOULD_BLOCK when the stream has nothing or
+takes nothing; `readable()` and `writable()` wait for that to change. Once a stream is given to a `Link`, the link alone
+reads and writes it.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import ssl
+
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+NO_CERTIFICATE = bytes(32)
+"""Stands for the certificate's hash on a stream without TLS (docs/protocol.md)."""
+
+
+class Stream:
+    """A connected TCP socket."""
+
+    certificate_hash = NO_CERTIFICATE
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self.socket = connected
+        self.fd = connected.fileno()
+        self.recv_into = connected.recv_into
+        self.send = connected.send
+
+    def pending(self) -> int:
+        """Bytes that are here already but not announced by the descriptor."""
+        return 0
+
+    async def readable(self) -> None:
+        """Return when there may be something to receive."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        loop.add_reader(self.fd, _settle, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(self.fd)
+
+    async def writable(self) -> None:
+        """Return when the stream may take something."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        loop.add_writer(self.fd, _settle, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_writer(self.fd)
+
+    async def receive(self, limit: int) -> bytes:
+        """At least one byte and at most `limit`; b"" at the end of the stream."""
+        buffer = bytearray(limit)
+        while True:
+            try:
+                return bytes(buffer[: self.recv_into(buffer)])
+            except ssl.SSLWantWriteError:
+                await self.writable()
+            except WOULD_BLOCK:
+                await self.readable()
+
+    async def send_all(self, data: bytes) -> None:
+        """Send all of `data`; for small messages before a link has the stream."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.send(view) :]
+            except ssl.SSLWantReadError:
+                await self.readable()
+            except WOULD_BLOCK:
+                await self.writable()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+class TlsStream(Stream):
+    """A TLS connection whose handshake is done."""
+
+    def __init__(self, connected: ssl.SSLSocket, certificate: bytes) -> None:
+        super().__init__(connected)
+        self._tls = connected
+        self._recv_record = connected.recv_into
+        self.recv_into = self._recv_records
+        self.certificate_hash = hashlib.sha256(certificate).digest()
+
+    def pending(self) -> int:
+        return self._tls.pending()
+
+    def _recv_records(self, buffer: memoryview | bytearray) -> int:
+        """As many records as are here: a TLS record is at most 16 KiB, a batch of packets is much more."""
+        view = memoryview(buffer)
+        have = 0
+        while have < len(view):
+            try:
+                count = self._recv_record(view[have:])
+            except WOULD_BLOCK:
+                if have:
+                    break
+                raise
+            if not count:
+                break
+            have += count
+        return have
+
+
+async def tls_handshake(connected: ssl.SSLSocket) -> None:
+    """Run the handshake of a non-blocking TLS socket; ssl.SSLError or OSError when it fails."""
+    waiter = Stream(connected)
+    while True:
+        try:
+            connected.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            await waiter.readable()
+        except ssl.SSLWantWriteError:
+            await waiter.writable()
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    with contextlib.suppress(asyncio.InvalidStateError):
+        ready.set_result(None)
