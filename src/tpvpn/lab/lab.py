@@ -1,0 +1,275 @@
+"""One lab: builds the namespaces of `topology`, runs its servers, runs commands inside, and takes all of it down again.
+
+What it needs to know later is under its run directory: the process records, the manager's token, and `state.json`,
+which is written last, so a lab without it is one whose building failed. The first network namespace of the machine is
+never touched: devices are born inside the namespaces. Commands on the laptop run in a mount namespace too, with an /etc
+of its own and without the machine's D-Bus and systemd sockets: what a program does to the resolver there stays there.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.lab import openvpn
+from tpvpn.lab.processes import Processes
+from tpvpn.lab.topology import MASQUERADE, NODE, WHERE, Vpn, Where, batches, served
+
+RUN = Path("/run/tpvpn-lab")
+MANAGER = f"{NODE}:7070"
+TIMEOUT = 15.0  # seconds until what was started must be ready
+
+# Each program the lab runs, with the package that has it.
+TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "iperf3": "iperf3", "ping": "iputils-ping"}
+OPENVPN_TOOLS = {"openvpn": "openvpn", "openssl": "openssl"}
+
+# The laptop's mounts, made by a shell that then keeps them: $1 the run directory, $2 a file that says they are there.
+LAPTOP = """
+set -e
+mount -t sysfs sysfs /sys
+mount --bind "$1/etc" /etc
+for hidden in /run/dbus /run/systemd; do
+    if [ -d "$hidden" ]; then mount -t tmpfs tmpfs "$hidden"; fi
+done
+touch "$2"
+exec sleep infinity
+"""
+
+
+class Lab:
+    """A lab named by `prefix`, so that several can exist at once; also a context manager.
+
+    `vpn`: what covers 10.0.0.0/8 on the laptop. `ipv6=False` switches IPv6 off everywhere. `forwarding=False` is a node
+    whose ip_forward is 0 (the direct twins are then unreachable).
+    """
+
+    def __init__(
+        self, prefix: str = "tpvpn", *, vpn: Vpn = "routes", ipv6: bool = True, forwarding: bool = True
+    ) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", prefix):
+            raise UsageError(f"{prefix!r} cannot name a lab: use up to 32 of a-z, 0-9 and -")
+        self.prefix = prefix
+        self.options: dict[str, Any] = {"vpn": vpn, "ipv6": ipv6, "forwarding": forwarding}
+        self.run_directory = RUN / prefix
+        self.token_file = self.run_directory / "token"
+        self.manager = MANAGER
+        self._state = self.run_directory / "state.json"
+        self._processes = Processes(self.run_directory / "pids")
+
+    @classmethod
+    def existing(cls, prefix: str = "tpvpn") -> Self:
+        """The lab of this name that is up; UsageError when there is none."""
+        lab = cls(prefix)
+        if not lab.is_up():
+            raise UsageError(f"there is no lab {prefix}: run `tpvpn lab up` first")
+        lab.options = json.loads(lab._state.read_text())["options"]
+        return lab
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    # -- up and down ---------------------------------------------------------------------------------------------------
+
+    def is_up(self) -> bool:
+        """Whether a lab of this name was built to its end and not taken down."""
+        return self._state.exists()
+
+    def up(self) -> None:
+        """Build the lab; nothing to do when it is up with the same options.
+
+        Errors: PrivilegeError without root or a program it needs, UsageError when it is up with other options.
+        """
+        self._require()
+        if self.is_up():
+            if json.loads(self._state.read_text())["options"] != self.options:
+                raise UsageError(f"the lab {self.prefix} is up with other options: run `tpvpn lab down` first")
+            return
+        self.down()
+        try:
+            self._build()
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """Take everything down that belongs to the lab, however far it was built."""
+        self._processes.end()
+        for where in WHERE:
+            if self.netns(where).exists():
+                _call(["ip", "netns", "delete", self.namespace(where)])
+        shutil.rmtree(self.run_directory, ignore_errors=True)
+
+    def _require(self) -> None:
+        if os.geteuid() != 0:
+            raise PrivilegeError("the lab builds network namespaces: run `tpvpn lab` as root (sudo)")
+        tools = TOOLS | (OPENVPN_TOOLS if self.options["vpn"] == "openvpn" else {})
+        missing = {tool: package for tool, package in tools.items() if shutil.which(tool) is None}
+        if missing:
+            packages = " ".join(sorted(set(missing.values())))
+            raise PrivilegeError(f"the lab needs {', '.join(sorted(missing))}: run `apt-get install {packages}`")
+
+    def _build(self) -> None:
+        self.run_directory.mkdir(parents=True)
+        self.token_file.touch(0o600)
+        self.token_file.write_text(f"lab: {secrets.token_hex(32)}\n")
+        for where in WHERE:
+            _call(["ip", "netns", "add", self.namespace(where)])
+            self._set_switches(where)
+        names = {where: self.namespace(where) for where in WHERE}
+        for where, batch in batches(self.options["vpn"], self.options["ipv6"]):
+            _call(["ip", "-netns", self.namespace(where), "-batch", "-"], batch.format(**names))
+        self._move_laptop_in()
+        self.run("node", ["nft", "-f", "-"], input=MASQUERADE)
+        if self.options["vpn"] == "openvpn":
+            self._start_openvpn()
+        self._start_servers()
+        self._state.write_text(json.dumps({"options": self.options}))
+
+    def _set_switches(self, where: Where) -> None:
+        """The sysctls of a namespace, before it has devices."""
+        forwards = {"laptop": False, "vpn": True, "node": self.options["forwarding"], "cluster": False}[where]
+        switches = {
+            "net/ipv4/ip_forward": forwards,
+            "net/ipv6/conf/all/forwarding": forwards,
+            # 0: no limit. The VPN's "unreachable" is to be heard each time.
+            "net/ipv4/icmp_ratelimit": 0,
+            "net/ipv6/icmp/ratelimit": 0,
+            "net/ipv6/conf/all/disable_ipv6": not self.options["ipv6"],
+            "net/ipv6/conf/default/disable_ipv6": not self.options["ipv6"],
+        }
+        for name, value in switches.items():
+            self.sysctl(where, name, int(value))
+
+    def _move_laptop_in(self) -> None:
+        """Start the process that holds the laptop's mount namespace."""
+        _call(["cp", "--archive", "/etc", str(self.run_directory / "etc")])
+        resolver = self.run_directory / "etc" / "resolv.conf"
+        resolver.unlink(missing_ok=True)
+        resolver.write_text("# the lab's laptop\nnameserver 192.0.2.1\n")
+        ready = self.run_directory / "laptop.ready"
+        shell = ["sh", "-c", LAPTOP, "laptop", str(self.run_directory), str(ready)]
+        enter = ["nsenter", f"--net={self.netns('laptop')}", "unshare", "--mount"]
+        holder = self._start("laptop", [*enter, *shell])
+        self._wait(ready.exists, holder, "laptop")
+        (self.run_directory / "laptop.pid").write_text(str(holder.pid))
+
+    def _start_openvpn(self) -> None:
+        openvpn.make_keys(self.run_directory)
+        self._start("openvpn-server", self.command("vpn", openvpn.server(self.run_directory, self.options["ipv6"])))
+        client = self._start("openvpn-client", self.command("laptop", openvpn.client(self.run_directory)))
+        self._wait(
+            lambda: "10.0.0.0/8" in self.run("laptop", ["ip", "route", "show", "dev", "tun0"], check=False).stdout,
+            client,
+            "openvpn-client",
+        )
+
+    def _start_servers(self) -> None:
+        for where in ("vpn", "cluster"):
+            addresses = served(where, self.options["ipv6"])
+            server = [sys.executable, "-m", "tpvpn.lab.servers", where, *addresses]
+            self._start(f"servers-{where}", self.command(where, server))
+            self._expect(where, addresses, "/")
+        iperf = self._start("iperf3", self.command("cluster", ["iperf3", "--server", "--forceflush"]))
+        self._wait(lambda: "listening" in self.log("iperf3").read_text(), iperf, "iperf3")
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def namespace(self, where: Where) -> str:
+        """The name of a network namespace, as `ip netns` knows it."""
+        return f"{self.prefix}-{where}"
+
+    def netns(self, where: Where) -> Path:
+        """The file of a network namespace, for setns(2)."""
+        return Path("/run/netns") / self.namespace(where)
+
+    def command(self, where: Where, argv: Sequence[str]) -> list[str]:
+        """The command that runs `argv` inside, in the current directory."""
+        if where != "laptop":
+            return ["nsenter", f"--net={self.netns(where)}", *argv]
+        holder = (self.run_directory / "laptop.pid").read_text()
+        own = ["env", f"--chdir={Path.cwd()}", "--unset=DBUS_SYSTEM_BUS_ADDRESS", "--unset=NOTIFY_SOCKET"]
+        return ["nsenter", "--target", holder, "--net", "--mount", *own, *argv]
+
+    def run(
+        self, where: Where, argv: Sequence[str], *, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside to its end, as subprocess.run does; output is captured as text, failing is an error."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        return subprocess.run(self.command(where, argv), text=True, check=check, **options)
+
+    def popen(self, where: Where, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a command inside, as subprocess.Popen does; `down` ends it if it still runs."""
+        return self._processes.start(self.command(where, argv), **options)
+
+    def sysctl(self, where: Where, name: str, value: int) -> None:
+        """Set a kernel parameter of a namespace, named by its path: "net/ipv4/ip_forward"."""
+        _call(["nsenter", f"--net={self.netns(where)}", "tee", f"/proc/sys/{name}"], str(value))
+
+    def probe(
+        self, where: Where, targets: Sequence[str], *, deadline: float = 2.0, path: str = "/", wait: bool = False
+    ) -> dict[str, str | None]:
+        """Who answers HTTP at each of the targets (ADDRESS or ADDRESS:PORT), asked at once from `where`; None: nobody.
+
+        With `wait`, asked again until all answered or `deadline` seconds have passed.
+        """
+        argv = [sys.executable, "-m", "tpvpn.lab.probe", "--deadline", str(deadline), "--path", path]
+        return json.loads(self.run(where, [*argv, *(["--wait"] if wait else []), *targets]).stdout)
+
+    def start_manager(self, *extra: str) -> subprocess.Popen[Any]:
+        """Run a traffic manager with the kernel exit on the node; TpvpnError when it does not become healthy."""
+        options = ["--listen", self.manager, "--exit", "kernel", "--token-file", str(self.token_file)]
+        argv = [sys.executable, "-m", "tpvpn", "manager", *options, *extra]
+        process = self._start("manager", self.command("node", argv))
+        self._expect("node", [self.manager], "/healthz", process)
+        return process
+
+    # -- starting ------------------------------------------------------------------------------------------------------
+
+    def log(self, name: str) -> Path:
+        """The file with the output of one of the lab's own processes."""
+        return self.run_directory / f"{name}.log"
+
+    def _start(self, name: str, argv: Sequence[str]) -> subprocess.Popen[Any]:
+        with self.log(name).open("wb") as log:
+            return self._processes.start(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def _wait(self, ready: Callable[[], bool], process: subprocess.Popen[Any], name: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TpvpnError(f"the lab's {name} did not start: {self._last_words(name)}")
+            time.sleep(0.02)
+
+    def _expect(
+        self, where: Where, targets: list[str], path: str, process: subprocess.Popen[Any] | None = None
+    ) -> None:
+        name = "manager" if process else f"servers-{where}"
+        answers = self.probe(where, targets, deadline=TIMEOUT, path=path, wait=True)
+        if None in answers.values():
+            raise TpvpnError(f"the lab's {name} did not start: {self._last_words(name)}")
+
+    def _last_words(self, name: str) -> str:
+        return self.log(name).read_text(errors="replace").strip()[-500:] or "it said nothing"
+
+
+def _call(argv: list[str], text: str | None = None) -> None:
+    done = subprocess.run(argv, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise TpvpnError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")
