@@ -43,8 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def shell(lab: Lab, words: list[str]) -> None:
     """Become a command (or a shell) inside; does not return."""
-    where: Where = next((known for known in WHERE if words[:1] == [known]), WHERE[0])
-    command = words[1:] if words[:1] == [where] else words
+    first = words[0] if words else "laptop"
+    where: Where = first if first in WHERE else "laptop"
+    command = words[1:] if first in WHERE else words
     command = command[1:] if command[:1] == ["--"] else command
     argv = lab.command(where, command or [os.environ.get("SHELL", "/bin/sh")])
     os.execvp(argv[0], argv)
