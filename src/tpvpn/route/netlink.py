@@ -1,0 +1,354 @@
+"""Reading the kernel's routing: the whole view, its answer for one address, and word of every change.
+
+It decides nothing and changes nothing; no privilege is needed. The only door to pyroute2: rules, links, addresses and
+single answers come through its asyncio API. That turns every attribute into Python objects, 55 µs a message: too slow
+for tables of 100,000 routes, which are therefore taken apart here, the few attributes that matter, in a thread (the
+event loop carries packets): 10 µs a route, 0.5 KiB each. Changes are only announced, never decoded: whoever listens
+reads the view again, so a queue that overflowed (ENOBUFS) is a change like any other.
+"""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+import struct
+import sys
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pyroute2 import AsyncIPRoute  # pyright: ignore[reportMissingTypeStubs]
+from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error  # pyright: ignore[reportMissingTypeStubs]
+
+from tpvpn.errors import TpvpnError
+from tpvpn.netlink import Message, NetlinkSocket, parse_attributes
+from tpvpn.route.fib import Address, Link, Nexthop, Route, RouteKind, Rule, RuleAction, View
+from tpvpn.route.prefix import Prefix
+
+QUIET = 0.2
+"""Seconds without an event after which a burst of changes is over."""
+LONGEST_BURST = 1.0
+"""Seconds after which changes are told although they go on."""
+
+# linux/rtnetlink.h
+_RTM_GETROUTE, _RTM_GETNEXTHOP = 26, 106
+_MESSAGE_HEADER = 16
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 9, 15, 18, 30
+_RTM_F_LOOKUP_TABLE = 0x1000
+_RTNEXTHOP = struct.Struct("=HBBI")
+_KINDS: Mapping[int, RouteKind] = {
+    1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast",
+    6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw", 10: "nat",
+}  # fmt: skip
+_LAST_KIND_WITH_NEXTHOP = 5
+"""What comes after only refuses; IPv6 names lo as its device all the same."""
+_REFUSALS: Mapping[int, RouteKind] = {
+    errno.EINVAL: "blackhole", errno.EHOSTUNREACH: "unreachable", errno.EACCES: "prohibit",
+}  # fmt: skip
+"""fib_props in net/ipv4/fib_semantics.c: the error a lookup ends with when such a route was chosen."""
+
+# linux/nexthop.h
+_NHMSG = struct.Struct("=BBBxI")
+_NHA_ID, _NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 1, 2, 5, 6
+_NEXTHOP_GROUP = struct.Struct("=IBBxx")
+
+# linux/fib_rules.h
+_ACTIONS: Mapping[int, RuleAction] = {
+    1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit",
+}  # fmt: skip
+_FIB_RULE_INVERT = 0x2
+_NARROWING = {"FRA_TUN_ID", "FRA_L3MDEV", "FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "UNKNOWN"}
+"""Selectors that are not values of a Rule; what pyroute2 does not know (FRA_DSCP, FRA_FLOWLABEL) selects too."""
+
+_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_RTEXT_FILTER_SKIP_STATS = 8
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_GROUPS = (1, 5, 7, 8, 9, 11, 19, 32)
+"""RTNLGRP_ LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, NEXTHOP."""
+_DRAINED_AT_ONCE = 256
+
+Devices = Mapping[int, str]
+_IPV6_SWITCH = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+"""What a device yet to be made will have; the file is missing where IPv6 is not built in or off since boot."""
+
+
+async def read_view() -> View:
+    """All that the kernel would look at, in this network namespace. OSError when there is no rtnetlink at all."""
+    async with _iproute() as ipr:
+        rules = [_rule(message) for message in await _dump(ipr.get_rules())]
+        links = [_link(message) for message in await _dump(ipr.get_links(ext_mask=_RTEXT_FILTER_SKIP_STATS))]
+        devices = {link.index: link.name for link in links}
+        addresses = [_address(message, devices) for message in await _dump(ipr.get_addr())]
+    return View(
+        rules=tuple(rule for rule in rules if rule is not None),
+        routes=await _read_routes(devices),
+        links=tuple(links),
+        addresses=tuple(address for address in addresses if address is not None),
+        ipv6=has_ipv6(),
+    )
+
+
+def has_ipv6() -> bool:
+    """Whether a new device of this network namespace will carry IPv6."""
+    try:
+        return _IPV6_SWITCH.read_text().strip() == "0"
+    except OSError:
+        return False
+
+
+async def ask(address: str) -> Route | None:
+    """The kernel's answer where a packet of ours to `address` would go; None when it has no route.
+
+    The prefix is the address itself; the table is the one that answered.
+    """
+    ip = ipaddress.ip_address(address)
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    async with _iproute() as ipr:
+        try:
+            answer = await ipr.route(
+                "get", family=family, dst=address, dst_len=ip.max_prefixlen, flags=_RTM_F_LOOKUP_TABLE
+            )
+        except Pyroute2Error as error:
+            return _refusal(ip, error)
+    payload = bytes(answer[0].data)[_MESSAGE_HEADER : answer[0].length]
+    return _route(payload, dict(socket.if_nameindex()), {})
+
+
+def _refusal(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, error: Any) -> Route | None:
+    """A lookup that ends in an error: a route of that kind, or no route at all."""
+    kind = _REFUSALS.get(error.code)
+    if kind is not None:
+        return Route(Prefix(ip.version, int(ip), ip.max_prefixlen), table=0, kind=kind)
+    if error.code in (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ESRCH):
+        return None
+    raise TpvpnError(f"the kernel does not say where {ip} goes: {error}")
+
+
+@contextlib.asynccontextmanager
+async def _iproute() -> AsyncGenerator[Any]:
+    """pyroute2's asyncio socket, untyped as it is."""
+    ipr: Any = AsyncIPRoute()
+    async with ipr:
+        yield ipr
+
+
+async def _dump(request: Any) -> list[Any]:
+    return [message async for message in await request]
+
+
+def _rule(message: Any) -> Rule | None:
+    """A rule from pyroute2's fibmsg; None for other families (multicast routing) and actions."""
+    attributes: dict[str, Any] = dict(message["attrs"])
+    action = _ACTIONS.get(message["action"])
+    if action is None or message["family"] not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    version: Literal[4, 6] = 4 if message["family"] == socket.AF_INET else 6
+    mark, mask = attributes.get("FRA_FWMARK"), attributes.get("FRA_FWMASK")
+    suppress = attributes.get("FRA_SUPPRESS_PREFIXLEN", 0xFFFFFFFF)
+    uids = attributes.get("FRA_UID_RANGE")
+    low, _, high = uids.partition(":") if uids else ("", "", "")
+    return Rule(
+        version=version,
+        preference=attributes.get("FRA_PRIORITY", 0),
+        action=action,
+        table=attributes.get("FRA_TABLE", message["table"]) if action == "lookup" else 0,
+        source=_prefix(attributes.get("FRA_SRC"), message["src_len"]),
+        destination=_prefix(attributes.get("FRA_DST"), message["dst_len"]),
+        iif=attributes.get("FRA_IIFNAME"),
+        oif=attributes.get("FRA_OIFNAME"),
+        # The kernel leaves out a mark of 0, but not its mask.
+        mark=None if mask is None else mark or 0,
+        mark_mask=0xFFFFFFFF if mask is None else mask,
+        uids=(int(low), int(high)) if uids else None,
+        protocols_ports=bool(message["tos"] or _NARROWING & attributes.keys()),
+        inverted=bool(message["flags"] & _FIB_RULE_INVERT),
+        suppress_prefixlength=None if suppress == 0xFFFFFFFF else suppress,
+        goto=attributes.get("FRA_GOTO"),
+        protocol=attributes.get("FRA_PROTOCOL", 0),
+    )
+
+
+def _prefix(address: str | None, length: int) -> Prefix | None:
+    if address is None:
+        return None
+    ip = ipaddress.ip_address(address)
+    host = ip.max_prefixlen - length
+    return Prefix(ip.version, int(ip) >> host << host, length)
+
+
+def _link(message: Any) -> Link:
+    info: Any = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=info.get_attr("IFLA_INFO_KIND") if info else None,
+        up=bool(message["flags"] & _IFF_UP),
+        carrier=bool(message.get_attr("IFLA_CARRIER")),
+        loopback=bool(message["flags"] & _IFF_LOOPBACK),
+    )
+
+
+def _address(message: Any, devices: Devices) -> Address | None:
+    given = message.get_attr("IFA_ADDRESS")
+    own = message.get_attr("IFA_LOCAL") or given
+    prefix = _prefix(given, message["prefixlen"])
+    if prefix is None or message["index"] not in devices:
+        return None
+    return Address(devices[message["index"]], own, prefix, message["scope"])
+
+
+async def _read_routes(devices: Devices) -> tuple[Route, ...]:
+    # The socket belongs to this thread's network namespace, whatever the worker's is.
+    kernel = NetlinkSocket(socket.NETLINK_ROUTE)
+    try:
+        return await asyncio.to_thread(_dump_routes, kernel, devices)
+    finally:
+        kernel.close()
+
+
+def _dump_routes(kernel: NetlinkSocket, devices: Devices) -> tuple[Route, ...]:
+    objects = _nexthop_objects(kernel.dump(_RTM_GETNEXTHOP, _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)), devices)
+    # The socket's strict checking leaves out cached routes (ip_valid_fib_dump_req in net/ipv4/fib_frontend.c).
+    messages = kernel.dump(_RTM_GETROUTE, _RTMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0))
+    routes = (_route(message.payload, devices, objects) for message in messages)
+    return tuple(route for route in routes if route is not None)
+
+
+NexthopObjects = Mapping[int, tuple[Nexthop, ...]]
+"""What the nexthop objects (ip-nexthop(8)) with each id stand for; a blackhole has no way out."""
+
+
+def _route(payload: bytes, devices: Devices, objects: NexthopObjects) -> Route | None:
+    """A route from struct rtmsg and its attributes; None for other families (MPLS, multicast routing) and kinds."""
+    family, length, _, _, table, protocol, scope, number, _ = _RTMSG.unpack_from(payload)
+    kind = _KINDS.get(number)
+    if kind is None or family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    attributes = parse_attributes(payload[_RTMSG.size :])
+    source = attributes.get(_RTA_PREFSRC)
+    return Route(
+        prefix=Prefix(
+            4 if family == socket.AF_INET else 6, int.from_bytes(attributes.get(_RTA_DST, b""), "big"), length
+        ),
+        table=_u32(attributes[_RTA_TABLE]) if _RTA_TABLE in attributes else table,
+        kind=kind,
+        nexthops=_nexthops(attributes, devices, objects) if number <= _LAST_KIND_WITH_NEXTHOP else (),
+        metric=_u32(attributes[_RTA_PRIORITY]) if _RTA_PRIORITY in attributes else 0,
+        protocol=protocol,
+        scope=scope,
+        source=None if source is None else socket.inet_ntop(family, source),
+    )
+
+
+def _nexthops(attributes: Mapping[int, bytes], devices: Devices, objects: NexthopObjects) -> tuple[Nexthop, ...]:
+    if _RTA_MULTIPATH in attributes:
+        return tuple(_multipath(attributes[_RTA_MULTIPATH], devices))
+    if _RTA_OIF in attributes:
+        return (Nexthop(_device(_u32(attributes[_RTA_OIF]), devices), _gateway(attributes)),)
+    if _RTA_NH_ID in attributes:  # alone only where nexthop_compat_mode is 0
+        return objects.get(_u32(attributes[_RTA_NH_ID]), ())
+    return ()
+
+
+def _multipath(data: bytes, devices: Devices) -> Iterator[Nexthop]:
+    """struct rtnexthop: length, flags, hops (weight - 1), device; then attributes."""
+    while len(data) >= _RTNEXTHOP.size:
+        length, _, hops, index = _RTNEXTHOP.unpack_from(data)
+        length = max(length, _RTNEXTHOP.size)
+        gateway = _gateway(parse_attributes(data[_RTNEXTHOP.size : length]))
+        yield Nexthop(_device(index, devices), gateway, hops + 1)
+        data = data[length + -length % 4 :]
+
+
+def _gateway(attributes: Mapping[int, bytes]) -> str | None:
+    if _RTA_GATEWAY in attributes:
+        return _text(attributes[_RTA_GATEWAY])
+    if _RTA_VIA in attributes:  # an IPv6 gateway of an IPv4 route: family u16, address
+        return _text(attributes[_RTA_VIA][2:])
+    return None
+
+
+def _nexthop_objects(messages: list[Message], devices: Devices) -> NexthopObjects:
+    single: dict[int, tuple[Nexthop, ...]] = {}
+    groups: dict[int, bytes] = {}
+    for message in messages:
+        attributes = parse_attributes(message.payload[_NHMSG.size :])
+        identity = _u32(attributes[_NHA_ID])
+        if _NHA_GROUP in attributes:
+            groups[identity] = attributes[_NHA_GROUP]
+        elif _NHA_OIF in attributes:
+            gateway = _text(attributes[_NHA_GATEWAY]) if _NHA_GATEWAY in attributes else None
+            single[identity] = (Nexthop(_device(_u32(attributes[_NHA_OIF]), devices), gateway),)
+    members = {identity: _NEXTHOP_GROUP.iter_unpack(data) for identity, data in groups.items()}
+    return single | {
+        group: tuple(replace(hop, weight=weight + 1) for member, weight, _ in found for hop in single.get(member, ()))
+        for group, found in members.items()
+    }
+
+
+def _device(index: int, devices: Devices) -> str:
+    """The device's name; one that came after the links were read is called as ip-route(8) would."""
+    return devices.get(index) or f"if{index}"
+
+
+def _text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+
+
+def _u32(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)
+
+
+class Changes:
+    """An iterator that wakes whenever rules, routes, links or addresses of this network namespace have changed.
+
+    Once a burst: after 200 ms of quiet, or 1 s after it began. Subscribed from its making on, so make it before the
+    view is read; what changes while the consumer works is told next. Needs a running event loop; `close()` it, or use
+    `with`.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._events.bind((0, 0))
+        for group in _GROUPS:
+            self._events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        self._loop.add_reader(self._events, self._drain)
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._loop.remove_reader(self._events)
+        self._events.close()
+
+    def __enter__(self) -> "Changes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> "Changes":
+        return self
+
+    async def __anext__(self) -> None:
+        await self._changed.wait()
+        end = self._loop.time() + LONGEST_BURST
+        while self._changed.is_set():
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(QUIET, max(0, end - self._loop.time())))
+            if self._loop.time() >= end:
+                self._changed.clear()
+
+    def _drain(self) -> None:
+        """Throw away what is queued: that something came is all that counts."""
+        self._changed.set()
+        for _ in range(_DRAINED_AT_ONCE):
+            try:
+                self._events.recv(1)
+            except OSError:  # empty (EAGAIN), or it had overflowed (ENOBUFS)
+                return
