@@ -102,9 +102,8 @@ def family(version: int) -> Expression:
 def _address(network: Network, offset4: int, offset6: int, unequal: bool) -> Expression:
     offset = offset4 if network.version == 4 else offset6
     width = network.max_prefixlen // 8
-    load = _expression(
-        "payload", _u32(1, _REGISTER), _u32(2, 1), _u32(3, offset), _u32(4, width)
-    )  # base: network header
+    # nft_payload_attributes; the base is NFT_PAYLOAD_NETWORK_HEADER
+    load = _expression("payload", _u32(1, _REGISTER), _u32(2, 1), _u32(3, offset), _u32(4, width))
     masked = _mask(network.netmask.packed) if network.prefixlen < network.max_prefixlen else b""
     compared = _compare(network.network_address.packed, _UNEQUAL if unequal else _EQUAL)
     return family(network.version) + load + masked + compared
@@ -136,9 +135,8 @@ def counter(name: str) -> Expression:
 
 
 def _verdict(code: int) -> Expression:
-    return _expression(
-        "immediate", _u32(1, _VERDICT_REGISTER), nest(2, nest(2, _u32(1, code)))
-    )  # nft_verdict_attributes
+    verdict = nest(2, _u32(1, code))  # NFTA_DATA_VERDICT; nft_verdict_attributes
+    return _expression("immediate", _u32(1, _VERDICT_REGISTER), nest(2, verdict))  # nft_immediate_attributes
 
 
 ACCEPT, DROP = _verdict(1), _verdict(0)
@@ -230,9 +228,8 @@ def _create(kind: int, attributes: bytes, flags: int = 0) -> Message:
     return Message(kind, NLM_F_REQUEST | NLM_F_CREATE | flags, _nfgenmsg(_NFPROTO_INET) + attributes)
 
 
-_NO_NFTABLES = (
-    "this kernel has no nf_tables, or not its `owner` flag: Linux 5.12 or newer with CONFIG_NF_TABLES is needed"
-)
+_NO_NFTABLES = "nf_tables with its `owner` flag is missing: use a kernel from Linux 5.12 on, with CONFIG_NF_TABLES"
+_INCOMPLETE = "the kernel lacks nft_ct, nft_masq, nft_chain_nat or nft_objref: load these modules on the host"
 
 
 def _explained(name: str, error: NetlinkError) -> TpvpnError:
@@ -260,21 +257,16 @@ def install_laptop_guard(device: str, ipv4: str | None, ipv6: str | None) -> Tab
 
 
 def _laptop_chains(device: str, ipv4: str | None, ipv6: str | None) -> tuple[Chain, ...]:
-    own = [ipaddress.ip_network(address) for address in (ipv4, ipv6) if address is not None]
+    own = {4: ipv4, 6: ipv6}
+    hosts = {version: ipaddress.ip_network(address) for version, address in own.items() if address is not None}
+    not_ours = [daddr(hosts[version], unequal=True) if version in hosts else family(version) for version in own]
     # Before connection tracking, so that it holds for translated flows too.
-    foreign = [
-        *((iifname(device), daddr(address, unequal=True), counter("foreign_address"), DROP) for address in own),
-        *(
-            (iifname(device), family(version), counter("foreign_address"), DROP)
-            for version in (4, 6)
-            if version not in [address.version for address in own]
-        ),
-    ]
+    foreign = [(iifname(device), elsewhere, counter("foreign_address"), DROP) for elsewhere in not_ours]
     answers = (
         (iifname(device), ct_state("established", "related"), ACCEPT),
         (iifname(device), counter("new_flow"), DROP),
     )
-    masquerade = [(oifname(device), saddr(address, unequal=True), MASQUERADE) for address in own]
+    masquerade = [(oifname(device), saddr(address, unequal=True), MASQUERADE) for address in hosts.values()]
     return (
         Chain("prerouting", tuple(foreign), priority=RAW),
         Chain("input", answers),
