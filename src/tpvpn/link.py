@@ -27,13 +27,11 @@ Receive = Callable[[bytearray, int, int], int]
 
 
 class Link:
-    """Frames over a stream. All calls belong to the event loop's thread."""
+    """Frames over a stream, whose owner sets `receive` before the loop turns; `early` is what came before."""
 
-    def __init__(
-        self, stream: Stream, receive: Receive, on_lost: Callable[[TpvpnError], None], early: bytes = b""
-    ) -> None:
+    def __init__(self, stream: Stream, on_lost: Callable[[TpvpnError], None], early: bytes = b"") -> None:
         self.stream = stream
-        self.receive = receive
+        self.receive: Receive = _nobody
         self.on_lost = on_lost
         self.on_drained: Callable[[], None] = _nothing
         self.congested = False
@@ -163,6 +161,10 @@ class Link:
 
 def _nothing() -> None:
     pass
+
+
+def _nobody(buffer: bytearray, start: int, end: int) -> int:
+    raise TypeError("a link began to receive before its owner")
 
 
 def _lost(error: OSError) -> LinkLostError:

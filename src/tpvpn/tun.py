@@ -38,7 +38,7 @@ _MISSING = (
 _FORBIDDEN = "opening a TUN device needs CAP_NET_ADMIN: run as root, or give the container `--cap-add NET_ADMIN`"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tun:
     """An open TUN device: the non-blocking descriptors of its two queues, its name, what it may hand us unsegmented."""
 
@@ -57,6 +57,7 @@ class Tun:
     def set_offloads(self, offloads: Offload) -> None:
         """Narrow what the kernel hands out to what both ends agreed on."""
         fcntl.ioctl(self.fd, _TUNSETOFFLOAD, int(offloads))
+        self.offloads = offloads
 
 
 def open_tun(name: str, *, offload: bool) -> Tun:

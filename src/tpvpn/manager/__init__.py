@@ -1,0 +1,1 @@
+"""The traffic manager: one process, one port, standard library alone."""

@@ -1,0 +1,157 @@
+"""`tpvpn manager`: options to a running server; also the start of the zipapp, where it is the whole program."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
+from pathlib import Path
+
+from tpvpn.errors import TpvpnError, UsageError
+from tpvpn.manager.kernel_exit import KernelExit
+from tpvpn.manager.server import Server
+from tpvpn.proto.token import ANONYMOUS, parse_tokens
+
+log = logging.getLogger("tpvpn.manager")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of DESIGN's `manager`, for the command line and for the zipapp."""
+    parser.add_argument("--listen", metavar="HOST:PORT", required=True, help="address and port of sessions and health")
+    parser.add_argument("--exit", choices=["kernel"], default="kernel", help="how packets leave (default: kernel)")
+    parser.add_argument("--token-file", metavar="F", help="file of `name: token` lines, read again when it changes")
+    parser.add_argument(
+        "--destination", metavar="CIDR", action="append", default=[], help="forward only to this subnet (repeatable)"
+    )
+    parser.add_argument("--tls-cert", metavar="F", help="certificate chain (PEM) for tls:// clients")
+    parser.add_argument("--tls-key", metavar="F", help="its private key (PEM)")
+    parser.add_argument("--insecure", action="store_true", help="take clients without a token; for a lab only")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; 0."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    tokens = _Tokens(options)
+    tls = _tls(options)
+    destinations = [_network(text) for text in options.destination]
+    listening = _listen(options.listen)
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    with runner, contextlib.closing(KernelExit(destinations=destinations)) as exit:
+        exit.open()
+        runner.run(_serve(Server(exit, tokens, tls), listening))
+    return 0
+
+
+async def _serve(server: Server, listening: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    host, port = listening.getsockname()[:2]
+    log.info("listening on %s port %d, exit %s", host, port, _described(server.exit.families))
+    serving = loop.create_task(server.serve(listening))
+    await stopping.wait()
+    log.info("shutting down")
+    serving.cancel()
+    listening.close()
+    await server.close()
+
+
+def _described(families: Mapping[int, bool]) -> str:
+    carried = " and ".join(f"IPv{version}" for version, carried in families.items() if carried)
+    return f"kernel ({carried})"
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{address!r} is no address to listen on: write HOST:PORT")
+    try:
+        found = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, *_, bound = found[0]
+        return socket.create_server(bound[:2], family=family, backlog=128)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {address}: {error.strerror or error}; choose another --listen") from error
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise UsageError(f"--destination {text}: {error}") from error
+
+
+class _Tokens:
+    """The tokens of --token-file as they are now; a file that cannot be read any more leaves the last ones in force."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if options.insecure and options.token_file:
+            raise UsageError("--insecure and --token-file contradict each other: give one")
+        if not options.insecure and not options.token_file:
+            raise UsageError("a manager needs --token-file F with a line `name: token` (or --insecure, in a lab)")
+        self._path = Path(options.token_file) if options.token_file else None
+        self._seen: tuple[int, int] | None = None
+        self._tokens: Mapping[str, bytes] = ANONYMOUS
+        if self._path:
+            self._read(self._path)
+
+    def __call__(self) -> Mapping[str, bytes]:
+        if self._path:
+            try:
+                self._read(self._path)
+            except UsageError as error:
+                log.warning("%s; the tokens read before stay in force", error)
+        return self._tokens
+
+    def _read(self, path: Path) -> None:
+        try:
+            status = path.stat()
+            seen = (status.st_mtime_ns, status.st_ino)
+            if seen != self._seen:
+                self._tokens = parse_tokens(path.read_text())
+                self._seen = seen
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise UsageError(f"cannot read the token file {path}: {reason}") from error
+
+
+def _tls(options: argparse.Namespace) -> tuple[ssl.SSLContext, bytes] | None:
+    """A server's TLS 1.3 context and its certificate (DER), or None without --tls-cert."""
+    if not options.tls_cert and not options.tls_key:
+        return None
+    if not options.tls_cert or not options.tls_key:
+        raise UsageError("--tls-cert and --tls-key go together: give both")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+        leaf = Path(options.tls_cert).read_text().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+        return context, ssl.PEM_cert_to_DER_cert(leaf[leaf.index("-----BEGIN CERTIFICATE-----") :])
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot use --tls-cert {options.tls_cert} with --tls-key {options.tls_key}: {error}"
+        ) from error
+
+
+def main() -> int:
+    """The zipapp's entry; it takes the same words as `tpvpn manager`."""
+    words: Sequence[str] = sys.argv[1:]
+    parser = argparse.ArgumentParser(prog="tpvpn-manager", description="tpvpn's traffic manager")
+    add_options(parser)
+    try:
+        return run(parser.parse_args(words[1:] if words[:1] == ["manager"] else words))
+    except TpvpnError as error:
+        print(f"tpvpn-manager: {error}", file=sys.stderr)
+        return error.exit_code

@@ -1,0 +1,56 @@
+"""The few words of HTTP/1.1 that the manager's port understands: bytes to a request, a status to bytes (RFC 9112)."""
+
+from dataclasses import dataclass
+
+from tpvpn.errors import ProtocolError
+from tpvpn.transport.upgrade import MAX_HEAD, PROTOCOL
+
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 426: "Upgrade Required"}
+
+SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request's head, as far as anybody here wants to know it."""
+
+    method: str
+    path: str
+    upgrade: bool
+    """It asks for our protocol."""
+    rest: bytes
+    """What came behind the head."""
+
+
+def parse(data: bytes) -> Request | None:
+    """The request at the start of `data`, None while its head is not whole; ProtocolError when it is not HTTP/1."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end:
+        line = data.split(b"\r\n", 1)[0]
+        if len(data) > MAX_HEAD or not _begins_like_a_request(line):
+            raise ProtocolError("not an HTTP request")
+        return None
+    line, *fields = head.decode("latin-1").split("\r\n")
+    words = line.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        raise ProtocolError("not an HTTP/1 request")
+    values = {
+        name.strip().lower(): value.strip().lower() for name, _, value in (field.partition(":") for field in fields)
+    }
+    asked = values.get("upgrade") == PROTOCOL and "upgrade" in values.get("connection", "")
+    return Request(words[0], words[1].partition("?")[0], asked, rest)
+
+
+def _begins_like_a_request(line: bytes) -> bool:
+    method = line.split(b" ", 1)[0]
+    return len(method) <= 16 and (not method or (method.isalpha() and method.isupper()))
+
+
+def response(status: int, text: str) -> bytes:
+    """A whole response with a plain text, after which the connection ends."""
+    body = text.encode()
+    upgrade = f"Upgrade: {PROTOCOL}\r\n" if status == 426 else ""
+    return (
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n{upgrade}\r\n"
+    ).encode() + body

@@ -1,0 +1,242 @@
+"""The manager's one port: health, metrics and sessions.
+
+Theory of operation. Each connection is a task. Until its client has proved that it knows a token it is a stranger: it has
+PATIENCE seconds in all and a few kilobytes, and when there are too many strangers the oldest one is dropped, so that
+garbage costs bounded time and memory and keeps nobody out. Then a `Session` takes the stream over.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from tpvpn.errors import ManagerError, ProtocolError, TpvpnError
+from tpvpn.manager import http, metrics
+from tpvpn.manager.session import Place, Session
+from tpvpn.proto import message
+from tpvpn.proto.session import NONCE_LENGTH, ManagerHandshake, Offer, RefusedError, Terms
+from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
+from tpvpn.transport.tcp import clamp_window, tune
+from tpvpn.transport.upgrade import MAX_HEAD, PATH
+from tpvpn.wire import frame, vnet
+
+log = logging.getLogger("tpvpn.manager")
+
+PATIENCE = 5.0
+"""Seconds a stranger has to become a session."""
+MAX_STRANGERS = 64
+MAX_SESSIONS = 250
+
+
+class Exit(Protocol):
+    """How packets leave: the kernel's forwarding, or sockets."""
+
+    @property
+    def families(self) -> dict[int, bool]:
+        """Which IP versions it carries."""
+        ...
+
+    @property
+    def mtu(self) -> int: ...
+    def add_session(self, wanted4: str | None, wanted6: str | None, *, offload: bool) -> Place: ...
+    def counters(self) -> dict[str, int]: ...
+
+
+class Server:
+    """Serves until cancelled; `tokens()` gives the tokens as they are now."""
+
+    def __init__(
+        self, exit: Exit, tokens: Callable[[], Mapping[str, bytes]], tls: tuple[ssl.SSLContext, bytes] | None = None
+    ) -> None:
+        self.exit, self._tokens, self._tls = exit, tokens, tls
+        self.sessions: dict[str, Session] = {}
+        self.counted = metrics.Counted()
+        self._strangers: dict[asyncio.Task[None], None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Accept for ever; out of descriptors is waited out, not fatal."""
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        while True:
+            try:
+                connected, peer = await loop.sock_accept(listening)
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error.strerror)
+                await asyncio.sleep(0.1)
+                continue
+            task = loop.create_task(self._serve(connected, f"{peer[0]}:{peer[1]}"))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Say goodbye to every client and end every connection."""
+        for session in list(self.sessions.values()):
+            session.say_goodbye("the manager shuts down")
+        for task in self._strangers:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+
+    async def _serve(self, connected: socket.socket, peer: str) -> None:
+        """One connection from accept to close; a stranger's error ends that connection alone."""
+        stream = Stream(connected)
+        self._enter()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                tune(connected)
+                clamp_window(connected)
+                if self._tls:
+                    stream = await self._secure(connected, self._tls)
+                accepted = await self._accept(stream, peer)
+            self._leave()
+            if accepted:
+                await self._run(*accepted, stream)
+        except (TpvpnError, OSError, TimeoutError) as error:
+            self.counted.refused += 1
+            log.warning("%s: %s", peer, str(error) or f"not a session within {PATIENCE:.0f} s")
+        finally:
+            self._leave()
+            stream.close()
+            connected.close()
+
+    async def _run(self, session: Session, early: bytes, stream: Stream) -> None:
+        self.counted.sessions += 1
+        try:
+            reason = await session.run(stream, early)
+            log.info("session %s of %s ended: %s", session.name, session.user, reason)
+        finally:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        del self.sessions[session.name]
+        self.counted.finish(session.counters)
+        session.place.close()
+
+    def _enter(self) -> None:
+        """Count the running task as a stranger, and drop the oldest when they are too many."""
+        task = asyncio.current_task()
+        assert task
+        self._strangers[task] = None
+        if len(self._strangers) > MAX_STRANGERS:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.cancel()
+
+    def _leave(self) -> None:
+        task = asyncio.current_task()
+        if task:
+            self._strangers.pop(task, None)
+
+    async def _secure(self, connected: socket.socket, tls: tuple[ssl.SSLContext, bytes]) -> TlsStream:
+        context, certificate = tls
+        secured = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
+        await tls_handshake(secured)
+        return TlsStream(secured, certificate)
+
+    async def _accept(self, stream: Stream, peer: str) -> tuple[Session, bytes] | None:
+        """Read the request; a session and the bytes behind its hello, or None when it was answered in full."""
+        data = b""
+        while (request := http.parse(data)) is None:
+            more = await stream.receive(MAX_HEAD)
+            if not more:
+                return None
+            data += more
+        if request.path == PATH and request.upgrade and request.method == "GET":
+            await stream.send_all(http.SWITCH)
+            return await self._shake_hands(stream, request.rest, peer)
+        await stream.send_all(self._answer(request))
+        return None
+
+    def _answer(self, request: http.Request) -> bytes:
+        if request.method not in ("GET", "HEAD"):
+            return http.response(405, "only GET is served here\n")
+        if request.path == "/healthz":
+            return http.response(200, "ok\n")
+        if request.path == "/metrics":
+            return http.response(200, self._metrics())
+        if request.path == PATH:
+            return http.response(426, "ask for an upgrade to tpvpn\n")
+        return http.response(404, "nothing here\n")
+
+    def _metrics(self) -> str:
+        running = [session.counters for session in self.sessions.values()]
+        return metrics.render(self.counted, running, self.exit.counters())
+
+    async def _shake_hands(self, stream: Stream, early: bytes, peer: str) -> tuple[Session, bytes]:
+        handshake = ManagerHandshake(self._tokens(), stream.certificate_hash, secrets.token_bytes(NONCE_LENGTH))
+        await stream.send_all(frame.encode(frame.CONTROL, handshake.greeting))
+        decoder = frame.Decoder(frame.MAX_PAYLOAD_BEFORE_WELCOME)
+        decoder.receive(early)
+        try:
+            offer = handshake.receive(await _control_frame(stream, decoder))
+            place = self._place(offer)
+        except RefusedError as error:
+            self.counted.unauthenticated += 1
+            await self._send_error(stream, "the token is not one of this manager's: check --token-file")
+            raise ProtocolError(f"a client that calls itself {error} has no token of ours") from error
+        except TpvpnError as error:
+            await self._send_error(stream, str(error))
+            raise
+        session = Session(secrets.token_hex(8), handshake.user, place, offload=bool(offer.offloads))
+        self.sessions[session.name] = session
+        try:
+            await stream.send_all(frame.encode(frame.CONTROL, handshake.welcome(self._terms(session))))
+        except BaseException:
+            self._forget(session)
+            raise
+        addresses = " ".join(filter(None, (place.ipv4, place.ipv6)))
+        log.info("session %s of %s (%s at %s) has %s", session.name, session.user, offer.name, peer, addresses)
+        return session, decoder.remainder()
+
+    async def _send_error(self, stream: Stream, text: str) -> None:
+        with contextlib.suppress(OSError):
+            await stream.send_all(frame.encode(frame.CONTROL, message.encode("error", message=text)))
+
+    def _place(self, offer: Offer) -> Place:
+        """Make room for a session at the exit, with the offloads that both ends have."""
+        if len(self.sessions) >= MAX_SESSIONS:
+            raise ManagerError(f"this manager is full: it has {MAX_SESSIONS} sessions")
+        place = self.exit.add_session(offer.ipv4, offer.ipv6, offload=bool(offer.offloads))
+        place.tun.set_offloads(place.tun.offloads & vnet.from_names(offer.offloads))
+        return place
+
+    def _terms(self, session: Session) -> Terms:
+        place = session.place
+        return Terms(
+            session=session.name,
+            ipv4=place.ipv4,
+            ipv6=place.ipv6,
+            mtu=self.exit.mtu,
+            offloads=vnet.names(place.tun.offloads),
+            exit={f"ipv{version}": "kernel" if carried else None for version, carried in self.exit.families.items()},
+            pod=socket.gethostname(),
+            facts=_facts(),
+        )
+
+
+def _facts() -> dict[str, object]:
+    """What a client may want to know of the pod: its resolvers."""
+    try:
+        return {"resolv_conf": Path("/etc/resolv.conf").read_text()[:2048]}
+    except OSError:
+        return {}
+
+
+async def _control_frame(stream: Stream, decoder: frame.Decoder) -> bytes:
+    """The next control frame; ProtocolError when another kind or the end comes first."""
+    while True:
+        for kind, payload in decoder.frames():
+            if kind == frame.CONTROL:
+                return payload
+            if kind == frame.PACKET:
+                raise ProtocolError("the client sent packets before it was welcome")
+        data = await stream.receive(frame.MAX_PAYLOAD_BEFORE_WELCOME)
+        if not data:
+            raise ProtocolError("the client left in the middle of the handshake")
+        decoder.receive(data)

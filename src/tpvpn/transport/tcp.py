@@ -1,0 +1,172 @@
+"""A direct connection to a manager: `tcp://HOST:PORT` and `tls://HOST:PORT`.
+
+It knows nothing of sessions. Names are looked up apart from dialling, since every address that is dialled must first be
+kept out of the tunnel.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import re
+import socket
+import ssl
+import struct
+from dataclasses import dataclass
+
+from tpvpn.errors import ManagerError, UsageError
+from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
+from tpvpn.transport.upgrade import upgrade
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for a connection, its TLS handshake and the upgrade together."""
+
+NOT_SENT_LOW_WATER = 128 << 10
+"""Bytes not yet sent after which the kernel takes no more: they are the queue that a ping waits in."""
+DEAD_AFTER = 15
+"""Seconds without an answer after which a connection is dead."""
+
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a manager listens; `pin` is the SHA-256 of its certificate, or None to trust the system's authorities."""
+
+    tls: bool
+    host: str
+    port: int
+    pin: bytes | None = None
+
+    @property
+    def authority(self) -> str:
+        """host:port, as in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_endpoint(url: str, pin: str | None = None) -> Endpoint:
+    """An endpoint from tcp://HOST:PORT or tls://HOST:PORT and sha256:HEX; UsageError when malformed."""
+    match = re.fullmatch(r"(tcp|tls)://(?:\[([0-9a-fA-F:.]+)]|([^\s/:\[\]@]+)):(\d{1,5})/?", url)
+    if not match or not 0 < int(match[4]) < 65536:
+        raise UsageError(f"{url!r} names no manager: write tcp://HOST:PORT or tls://HOST:PORT")
+    tls = match[1] == "tls"
+    if pin is not None and not tls:
+        raise UsageError("--tls-pin needs a manager at tls://HOST:PORT")
+    return Endpoint(tls, match[2] or match[3], int(match[4]), _parse_pin(pin) if pin else None)
+
+
+def _parse_pin(pin: str) -> bytes:
+    digits = pin.removeprefix("sha256:").replace(":", "").lower()
+    if not pin.startswith("sha256:") or not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise UsageError(f"{pin!r} is no pin: write sha256: and the 64 hexadecimal digits of the certificate's SHA-256")
+    return bytes.fromhex(digits)
+
+
+async def resolve(endpoint: Endpoint) -> list[str]:
+    """All addresses of the endpoint's host, in the order to try; ManagerError when there are none."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ManagerError(f"cannot find the manager's host {endpoint.host}: {error.strerror or error}") from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+async def dial(endpoint: Endpoint, addresses: list[str]) -> tuple[Stream, bytes]:
+    """A stream on which frames may begin, and the bytes that came early. ManagerError with what every address said."""
+    failures: list[str] = []
+    for address in addresses:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                return await _dial(endpoint, address)
+        except TimeoutError:
+            failures.append(f"{address} did not answer within {CONNECT_TIMEOUT:.0f} s")
+        except ssl.SSLError as error:
+            failures.append(f"{address} does not speak TLS as expected ({error.reason or error})")
+        except OSError as error:
+            failures.append(f"{address}: {error.strerror or error}")
+    raise ManagerError(
+        f"cannot reach the manager at {endpoint.authority}: {'; '.join(failures)}. Check that it runs and that no "
+        "firewall is in between"
+    )
+
+
+async def _dial(endpoint: Endpoint, address: str) -> tuple[Stream, bytes]:
+    family = socket.AF_INET6 if ipaddress.ip_address(address.partition("%")[0]).version == 6 else socket.AF_INET
+    connecting = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    stream = Stream(connecting)
+    try:
+        tune(connecting)
+        await asyncio.get_running_loop().sock_connect(connecting, (address, endpoint.port))
+        clamp_window(connecting)
+        if endpoint.tls:
+            stream = await _secure(endpoint, connecting)
+        return stream, await upgrade(stream, endpoint.authority)
+    except BaseException:
+        stream.close()
+        connecting.close()
+        raise
+
+
+async def _secure(endpoint: Endpoint, connected: socket.socket) -> TlsStream:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if endpoint.pin:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    secured = context.wrap_socket(connected, server_hostname=endpoint.host, do_handshake_on_connect=False)
+    try:
+        await tls_handshake(secured)
+        certificate = secured.getpeercert(binary_form=True) or b""
+        seen = hashlib.sha256(certificate).digest()
+        if endpoint.pin and not hmac.compare_digest(seen, endpoint.pin):
+            raise ManagerError(
+                f"the certificate of {endpoint.authority} is not the pinned one: it has sha256:{seen.hex()}"
+            )
+        return TlsStream(secured, certificate)
+    except ssl.SSLCertVerificationError as error:
+        secured.close()
+        raise ManagerError(
+            f"the certificate of {endpoint.authority} is not trusted ({error.verify_message}): give --tls-pin sha256:… "
+            "with the digest that its administrator tells you"
+        ) from error
+    except BaseException:
+        secured.close()
+        raise
+
+
+def tune(connected: socket.socket) -> None:
+    """Set what every connection of a link wants, at either end; an option that the kernel lacks is left alone."""
+    options = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER * 1000),
+        # BBR outside: on a lossy path TCP inside TCP suffers under cubic (docs/decisions.md).
+        (socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr"),
+    ]
+    for level, option, value in options:
+        try:
+            connected.setsockopt(level, option, value)
+        except OSError:
+            continue
+
+
+_LEAST_WINDOW = 512 << 10
+_FASTEST = 10e9 / 8  # bytes a second
+_TCPI_RTT = struct.Struct("68xI")  # struct tcp_info, linux/tcp.h: tcpi_rtt, in microseconds
+
+
+def clamp_window(connected: socket.socket) -> None:
+    """Bound the receive window to what the path can hold at 10 Gb/s, measured by the handshake's round trip.
+
+    The kernel grows it to megabytes whatever the path: on a short one that is a queue and nothing else.
+    """
+    try:
+        (rtt,) = _TCPI_RTT.unpack_from(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128))
+        window = max(_LEAST_WINDOW, int(2 * _FASTEST * rtt / 1e6))
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, window)
+    except (OSError, struct.error):
+        pass
