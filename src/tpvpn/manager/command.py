@@ -8,9 +8,10 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
+from typing import NoReturn
 
 from tpvpn.errors import TpvpnError, UsageError
 from tpvpn.manager.kernel_exit import KernelExit
@@ -145,13 +146,13 @@ def _tls(options: argparse.Namespace) -> tuple[ssl.SSLContext, bytes] | None:
         ) from error
 
 
-def main() -> int:
+def main() -> NoReturn:
     """The zipapp's entry; it takes the same words as `tpvpn manager`."""
-    words: Sequence[str] = sys.argv[1:]
+    words = sys.argv[1:]
     parser = argparse.ArgumentParser(prog="tpvpn-manager", description="tpvpn's traffic manager")
     add_options(parser)
     try:
-        return run(parser.parse_args(words[1:] if words[:1] == ["manager"] else words))
+        sys.exit(run(parser.parse_args(words[1:] if words[:1] == ["manager"] else words)))
     except TpvpnError as error:
         print(f"tpvpn-manager: {error}", file=sys.stderr)
-        return error.exit_code
+        sys.exit(error.exit_code)
