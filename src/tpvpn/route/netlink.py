@@ -10,7 +10,6 @@ reads the view again, so a queue that overflowed (ENOBUFS) is a change like any 
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import socket
 import struct
 import sys
@@ -25,7 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error  # pyright
 from tpvpn.errors import TpvpnError
 from tpvpn.netlink import Message, NetlinkSocket, parse_attributes
 from tpvpn.route.fib import Address, Link, Nexthop, Route, RouteKind, Rule, RuleAction, View
-from tpvpn.route.prefix import Prefix
+from tpvpn.route.prefix import FAMILIES, Prefix
 
 QUIET = 0.2
 """Seconds without an event after which a burst of changes is over."""
@@ -103,29 +102,27 @@ def has_ipv6() -> bool:
 async def ask(address: str) -> Route | None:
     """The kernel's answer where a packet of ours to `address` would go; None when it has no route.
 
-    The prefix is the address itself; the table is the one that answered.
+    The prefix is the address itself; the table is the one that answered. UsageError when it is no address.
     """
-    ip = ipaddress.ip_address(address)
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    host = Prefix.host(address)
+    request = {"family": FAMILIES[host.version], "dst": address, "dst_len": host.length, "flags": _RTM_F_LOOKUP_TABLE}
     async with _iproute() as ipr:
         try:
-            answer = await ipr.route(
-                "get", family=family, dst=address, dst_len=ip.max_prefixlen, flags=_RTM_F_LOOKUP_TABLE
-            )
+            answer = await ipr.route("get", **request)
         except Pyroute2Error as error:
-            return _refusal(ip, error)
+            return _refusal(host, error)
     payload = bytes(answer[0].data)[_MESSAGE_HEADER : answer[0].length]
     return _route(payload, dict(socket.if_nameindex()), {})
 
 
-def _refusal(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, error: Any) -> Route | None:
+def _refusal(host: Prefix, error: Any) -> Route | None:
     """A lookup that ends in an error: a route of that kind, or no route at all."""
     kind = _REFUSALS.get(error.code)
     if kind is not None:
-        return Route(Prefix(ip.version, int(ip), ip.max_prefixlen), table=0, kind=kind)
+        return Route(host, table=0, kind=kind)
     if error.code in (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ESRCH):
         return None
-    raise TpvpnError(f"the kernel does not say where {ip} goes: {error}")
+    raise TpvpnError(f"the kernel does not say where {host.address()} goes: {error}")
 
 
 @contextlib.asynccontextmanager
@@ -175,9 +172,8 @@ def _rule(message: Any) -> Rule | None:
 def _prefix(address: str | None, length: int) -> Prefix | None:
     if address is None:
         return None
-    ip = ipaddress.ip_address(address)
-    host = ip.max_prefixlen - length
-    return Prefix(ip.version, int(ip) >> host << host, length)
+    host = Prefix.host(address)
+    return Prefix.around(host.version, host.network, length)
 
 
 def _link(message: Any) -> Link:
