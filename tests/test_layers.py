@@ -13,7 +13,7 @@ LAYERS = {
     "config": 1, "route.prefix": 1, "route.fib": 1, "route.owner": 1, "route.conflict": 1, "route.plan": 1,
     "proto": 1, "report": 1, "helper.protocol": 1,
     "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "rundir": 2,
-    "helper": 3, "transport": 3, "link": 3, "pump": 3, "manager": 3,
+    "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
     "engine": 4,
     "control": 5, "lab": 5,
     "cli": 6,

@@ -1,0 +1,78 @@
+"""The client's end of a session: shake hands with a manager over a stream, then pump packets.
+
+It knows nothing of routes or of the helper: it is given a stream and, later, a TUN.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from tpvpn.errors import LinkLostError, ManagerError, TpvpnError
+from tpvpn.link import Link
+from tpvpn.proto import message
+from tpvpn.proto.session import NONCE_LENGTH, ClientHandshake, Offer, Terms
+from tpvpn.pump import Counters, OwnAddress, Pump
+from tpvpn.transport.stream import Stream
+from tpvpn.tun import Tun
+from tpvpn.wire import frame
+
+HANDSHAKE_TIMEOUT = 10.0
+
+
+async def shake_hands(stream: Stream, early: bytes, token: bytes, offer: Offer) -> tuple[Terms, bytes]:
+    """The manager's terms, and the bytes behind its welcome. ManagerError when there will be no session."""
+    handshake = ClientHandshake(token, stream.certificate_hash, secrets.token_bytes(NONCE_LENGTH), offer)
+    decoder = frame.Decoder(frame.MAX_PAYLOAD)
+    decoder.receive(early)
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+            while True:
+                for kind, payload in decoder.frames():
+                    if kind != frame.CONTROL:
+                        continue
+                    if answer := handshake.receive(payload):
+                        await stream.send_all(frame.encode(frame.CONTROL, answer))
+                    if handshake.terms:
+                        return handshake.terms, decoder.remainder()
+                data = await stream.receive(frame.MAX_PAYLOAD_BEFORE_WELCOME)
+                if not data:
+                    raise ManagerError("the manager closed the connection in the middle of the handshake: see its log")
+                decoder.receive(data)
+    except TimeoutError as error:
+        raise ManagerError(f"the manager said no welcome within {HANDSHAKE_TIMEOUT:.0f} s: see its log") from error
+    except OSError as error:
+        raise ManagerError(f"the connection broke in the middle of the handshake: {error.strerror or error}") from error
+
+
+class Tunnel:
+    """Carries packets between a TUN and a manager until `close()`; `on_end(error)` is called when the link is lost."""
+
+    def __init__(
+        self, stream: Stream, early: bytes, tun: Tun, terms: Terms, on_end: Callable[[TpvpnError], None]
+    ) -> None:
+        self._on_end = on_end
+        self._link = Link(stream, on_end, early)
+        own = OwnAddress("destination", terms.ipv4, terms.ipv6)
+        self._pump = Pump(tun, self._link, own, self._on_frame, offload=bool(terms.offloads))
+        self._pump.start()
+
+    @property
+    def counters(self) -> Counters:
+        """What was carried and dropped so far."""
+        return self._pump.counters
+
+    def close(self) -> None:
+        """Say goodbye and close the link."""
+        self._pump.stop()
+        self._link.send(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
+        self._link.close()
+
+    def _on_frame(self, kind: int, payload: bytes) -> None:
+        if kind != frame.CONTROL:
+            return  # kinds of a later version are skipped (docs/protocol.md)
+        what = message.decode(payload)
+        if what["type"] == "ping":
+            self._link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+        elif what["type"] in ("goodbye", "error"):
+            reason = what.get("reason") or what.get("message")
+            self._on_end(LinkLostError(f"the manager ended the session: {message.printable(str(reason), 300)}"))
