@@ -3,9 +3,9 @@
 A `Prefix` is a value: three integers that sort and hash fast, so that 100,000 routes are cheap. A `Space` is a set of
 addresses of both families with union, difference and intersection. It knows nothing of routes.
 
-How: both families lie on one line of integers, IPv6 far behind IPv4, so that a set is a sorted list of the bounds of its
-disjoint intervals, and every operation is one walk along two such lists. No library is imported: importing netaddr alone
-costs 0.1 s of the 0.8 s that `tpvpn plan` may take. It is the oracle of the tests instead.
+How: both families lie on one line of integers, IPv6 far behind IPv4, so that a set is a sorted list of the bounds of
+its disjoint intervals, and every operation is one walk along two such lists. No library is imported: importing netaddr
+alone costs 0.1 s of the 0.8 s that `tpvpn plan` may take. It is the oracle of the tests instead.
 """
 
 import socket
