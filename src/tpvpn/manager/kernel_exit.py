@@ -1,0 +1,221 @@
+"""The kernel exit: each session has a TUN of its own, and the kernel forwards between it and the cluster, with NAT.
+
+It never sees a packet. The kernel routes a session's addresses to its TUN, so nothing is looked up in Python; a table
+of nf_tables keeps sessions from each other, from the manager's own addresses and from what the destination policy
+excludes, and masquerades what leaves. Devices, routes and table vanish with the process; `close()` restores forwarding.
+Needs CAP_NET_ADMIN, /dev/net/tun and nf_tables, and starts no program.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import itertools
+import os
+import socket
+import stat
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.manager.addresses import SPACE4, SPACE6, AddressPool
+from tpvpn.manager.forwarding import Forwarding, ipv6_present, ways_out
+from tpvpn.netlink import RouteSocket
+from tpvpn.nfnetlink import (
+    ACCEPT,
+    DROP,
+    MASQUERADE,
+    SRCNAT,
+    Chain,
+    Expression,
+    Network,
+    Table,
+    counter,
+    ct_state,
+    daddr,
+    family,
+    iifname,
+    oifname,
+    saddr,
+)
+from tpvpn.tun import CLONE_DEVICE, Tun, open_tun
+
+_NAME = "tpvpn-s"
+_PROTOCOL = 116  # rtm_protocol of every route of ours, as in route/fib
+_QUEUE_LENGTH = 500
+_REMEDY = (
+    "in Docker: --cap-add NET_ADMIN --device /dev/net/tun; in Kubernetes: securityContext.capabilities.add: [NET_ADMIN]"
+)
+
+_NEVER = [
+    ipaddress.ip_network(text)
+    for text in (
+        # This network, loopback, link-local with the cloud's metadata service, multicast, broadcast.
+        *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"),
+        *("::/128", "::1/128", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
+        # The metadata services that EC2 and Google Cloud have on IPv6.
+        *("fd00:ec2::254/128", "fd20:ce::254/128"),
+        *(str(SPACE4), str(SPACE6)),
+    )
+]
+"""What no session may reach unless a --destination names it."""
+
+_COUNTERS = ("between_sessions", "inbound", "invalid", "destination", "manager", "transit")
+
+
+@dataclass(frozen=True, slots=True)
+class ExitSession:
+    """A session's place at the exit: its TUN, and the addresses that lead to it (None: the family is not carried)."""
+
+    tun: Tun
+    ipv4: str | None
+    ipv6: str | None
+    _release: Callable[[], None]
+
+    def close(self) -> None:
+        """Close the TUN, and with it its routes; the addresses are free again."""
+        self.tun.close()
+        self._release()
+
+
+class KernelExit:
+    """The way out for all sessions of this manager.
+
+    `destinations`: CIDRs that sessions may reach; none means everything but `_NEVER`. `queue_length`: packets that wait
+    in a session's TUN. `identity`: what the block of addresses is chosen by; the host's name by default. UsageError for
+    a malformed CIDR.
+    """
+
+    def __init__(
+        self, *, destinations: Sequence[str] = (), queue_length: int = _QUEUE_LENGTH, identity: str | None = None
+    ) -> None:
+        self._destinations = [_network(text) for text in destinations]
+        self._queue_length = queue_length
+        identity = identity or socket.gethostname()
+        self._pools = {4: AddressPool(SPACE4, identity), 6: AddressPool(SPACE6, identity)}
+        self._numbers = itertools.count(1)
+        self._open = contextlib.ExitStack()
+        self.families: dict[int, bool] = {4: False, 6: False}
+        self.reasons: dict[int, str] = {}
+        """Why a family is not carried, in words."""
+        self.mtu = 0
+
+    def open(self) -> None:
+        """Switch forwarding on and install the table.
+
+        Errors: PrivilegeError without CAP_NET_ADMIN, /dev/net/tun or nf_tables, or where nothing can be forwarded;
+        UsageError when another manager runs in this network namespace.
+        """
+        _make_clone_device()
+        try:
+            open_tun(f"{_NAME}0", offload=True).close()
+            with contextlib.ExitStack() as stack, _explained("preparing the exit"):
+                self._prepare(stack)
+                self._open = stack.pop_all()
+        except PrivilegeError as error:
+            raise PrivilegeError(f"the kernel exit cannot be used: {error} ({_REMEDY})") from error
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        self._netlink = RouteSocket()
+        stack.callback(self._netlink.close)
+        forwarding = Forwarding(self._netlink, ways_out(self._netlink.devices(), self._netlink.main_routes()))
+        self.mtu = forwarding.ways.mtu
+        stack.callback(forwarding.restore)
+        verdicts = {4: forwarding.switch_on4(), 6: forwarding.switch_on6()}
+        self.reasons = {version: reason for version, reason in verdicts.items() if reason is not None}
+        self.families = {version: version not in self.reasons for version in verdicts}
+        if not any(self.families.values()):
+            raise PrivilegeError(f"nothing can be forwarded: {'; '.join(self.reasons.values())}")
+        transit: list[tuple[Expression, ...]] = [(iifname(device.name), family(4)) for device in forwarding.switched4]
+        if forwarding.switched6:
+            transit.append((family(6),))
+        self._table = Table("tpvpn", _chains(self._destinations, transit), _COUNTERS)
+        stack.callback(self._table.close)
+
+    def close(self) -> None:
+        """Remove the table and put forwarding back; sessions are closed by those who hold them."""
+        self._open.close()
+
+    def counters(self) -> dict[str, int]:
+        """Packets dropped so far, by reason."""
+        return {f"dropped_{name}": packets for name, packets in self._table.counters().items()}
+
+    def add_session(self, wanted4: str | None, wanted6: str | None, *, offload: bool) -> ExitSession:
+        """A TUN that the kernel forwards to and from, with addresses: those wanted, if they are ours and free.
+
+        Errors: ManagerError when all addresses are taken, TpvpnError when the kernel refuses.
+        """
+        with contextlib.ExitStack() as undo:
+            addresses: dict[int, str | None] = {4: None, 6: None}
+            for version, wanted in ((4, wanted4), (6, wanted6)):
+                if self.families[version]:
+                    taken = addresses[version] = self._pools[version].take(wanted)
+                    undo.callback(self._pools[version].give_back, taken)
+            name = f"{_NAME}{next(self._numbers)}"
+            tun = open_tun(name, offload=offload)
+            with contextlib.ExitStack() as undo_tun, _explained(f"setting up {name}"):
+                undo_tun.callback(tun.close)
+                self._connect(name, [address for address in addresses.values() if address])
+                undo_tun.pop_all()
+            return ExitSession(tun, addresses[4], addresses[6], undo.pop_all().close)
+
+    def _connect(self, name: str, addresses: list[str]) -> None:
+        index = socket.if_nametoindex(name)
+        self._netlink.bring_up(index, mtu=self.mtu, queue_length=self._queue_length, ipv6=ipv6_present())
+        if self.families[4]:
+            self._netlink.set_forwarding(index, True)
+        for address in addresses:
+            self._netlink.add_host_route(address, index, _PROTOCOL)
+
+
+def _chains(destinations: Sequence[Network], transit: Sequence[tuple[Expression, ...]]) -> tuple[Chain, ...]:
+    """The manager's rules; `transit`: packets whose forwarding we switched on, which it is for sessions alone."""
+    from_session, to_session = iifname(f"{_NAME}*"), oifname(f"{_NAME}*")
+    answers = ct_state("established", "related")
+    excluded = (from_session, counter("destination"), DROP)
+    if destinations:
+        policy = [*((from_session, daddr(network), ACCEPT) for network in destinations), excluded]
+    else:
+        policy = [*((from_session, daddr(network), *excluded[1:]) for network in _NEVER), (from_session, ACCEPT)]
+    forward = (
+        (from_session, to_session, counter("between_sessions"), DROP),
+        (from_session, answers, ACCEPT),
+        (to_session, answers, ACCEPT),
+        (to_session, counter("inbound"), DROP),
+        # Connection tracking translates no invalid packet: it would leave with the session's own address.
+        (from_session, ct_state("invalid"), counter("invalid"), DROP),
+        *policy,
+        *((*packets, counter("transit"), DROP) for packets in transit),
+    )
+    own = ((from_session, answers, ACCEPT), (from_session, counter("manager"), DROP))
+    leaving = oifname(f"{_NAME}*", unequal=True)
+    masquerade = tuple((saddr(space), leaving, MASQUERADE) for space in (SPACE4, SPACE6))
+    return (
+        Chain("input", own),
+        Chain("forward", forward),
+        Chain("postrouting", masquerade, kind="nat", priority=SRCNAT),
+    )
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(f"--destination {text}: {error}; write it as 10.130.0.0/16") from error
+
+
+def _make_clone_device() -> None:
+    """Make /dev/net/tun where a container has the right but not the node; else opening it says what is missing."""
+    if not CLONE_DEVICE.exists():
+        with contextlib.suppress(OSError):
+            CLONE_DEVICE.parent.mkdir(parents=True, exist_ok=True)
+            os.mknod(CLONE_DEVICE, stat.S_IFCHR | 0o600, os.makedev(10, 200))
+
+
+@contextlib.contextmanager
+def _explained(doing: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise PrivilegeError(f"{doing} needs CAP_NET_ADMIN") from error
+        raise TpvpnError(f"{doing}: {error.strerror}") from error
