@@ -15,23 +15,11 @@ from typing import NoReturn
 
 from tpvpn.errors import TpvpnError, UsageError
 from tpvpn.manager.kernel_exit import KernelExit
+from tpvpn.manager.options import add_options
 from tpvpn.manager.server import Server
 from tpvpn.proto.token import ANONYMOUS, parse_tokens
 
 log = logging.getLogger("tpvpn.manager")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of DESIGN's `manager`, for the command line and for the zipapp."""
-    parser.add_argument("--listen", metavar="HOST:PORT", required=True, help="address and port of sessions and health")
-    parser.add_argument("--exit", choices=["kernel"], default="kernel", help="how packets leave (default: kernel)")
-    parser.add_argument("--token-file", metavar="F", help="file of `name: token` lines, read again when it changes")
-    parser.add_argument(
-        "--destination", metavar="CIDR", action="append", default=[], help="forward only to this subnet (repeatable)"
-    )
-    parser.add_argument("--tls-cert", metavar="F", help="certificate chain (PEM) for tls:// clients")
-    parser.add_argument("--tls-key", metavar="F", help="its private key (PEM)")
-    parser.add_argument("--insecure", action="store_true", help="take clients without a token; for a lab only")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """The manager's one port: health, metrics and sessions.
 
-Theory of operation. Each connection is a task. Until its client has proved that it knows a token it is a stranger: it has
-PATIENCE seconds in all and a few kilobytes, and when there are too many strangers the oldest one is dropped, so that
-garbage costs bounded time and memory and keeps nobody out. Then a `Session` takes the stream over.
+Theory of operation. Each connection is a task. Until its client has proved that it knows a token it is a stranger: it
+has PATIENCE seconds in all and a few kilobytes, and when there are too many strangers the oldest one is dropped, so
+that garbage costs bounded time and memory and keeps nobody out. Then a `Session` takes the stream over.
 """
 
 import asyncio

@@ -1,0 +1,54 @@
+"""The command line: one module a command group, and the one place that prints and turns errors into exit codes.
+
+Each command's module gives `add_parser(subparsers)`, which sets `run` to a function of the parsed arguments that
+returns the exit code. Heavy libraries are imported by the command that needs them: `tpvpn --help` must not wait for any.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from tpvpn import __version__
+from tpvpn.errors import TpvpnError
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code (DESIGN: 0 done, 1 internal, 2 usage, 3 conflict, …)."""
+    try:
+        arguments = _parser().parse_args(words)
+        return arguments.run(arguments)
+    except TpvpnError as error:
+        print(f"tpvpn: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `tpvpn plan | head`: what was to be read was read
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from tpvpn.cli import connect, lab, manager, plan, sessions
+
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(sys.argv[0]).replace("kubectl-", "kubectl ").removesuffix(".py") or "tpvpn",
+        description="A laptop's way into a Kubernetes cluster that is at home beside any VPN.",
+        epilog="exit codes: 0 done, 1 internal, 2 usage, 3 conflict, 4 cluster, 5 privilege, 6 manager, "
+        "7 link lost for good, 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=f"tpvpn {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    connect.add_parser(commands)
+    plan.add_parser(commands)
+    sessions.add_parsers(commands)
+    manager.add_parser(commands)
+    lab.add_parser(commands)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"tpvpn {__version__}")
+    return 0

@@ -1,0 +1,18 @@
+"""`tpvpn manager`: the traffic manager in the foreground, as it runs in its pod."""
+
+import argparse
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command; its options are those of the manager's zipapp."""
+    from tpvpn.manager.options import add_options
+
+    parser = commands.add_parser("manager", help="run a traffic manager (in the cluster)")
+    add_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from tpvpn.manager.command import run
+
+    return run(arguments)

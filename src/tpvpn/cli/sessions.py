@@ -1,0 +1,71 @@
+"""`tpvpn status` and `tpvpn quit`: sessions of this network namespace, asked through their control sockets."""
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+QUIT_TIMEOUT = 10.0
+
+
+def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add both commands."""
+    status = commands.add_parser("status", help="show the sessions that run")
+    status.add_argument("--name", help="only the session of this name")
+    status.add_argument("--output", choices=["text", "json"], default="text")
+    status.set_defaults(run=_status)
+    quit = commands.add_parser("quit", help="end a session, leaving nothing behind")
+    quit.add_argument("--name", help="the session's name (default: the one that runs)")
+    quit.set_defaults(run=_quit)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from tpvpn import rundir
+    from tpvpn.control import ask
+
+    running = [one for one in rundir.sessions() if arguments.name in (None, one.name)]
+    answers = [ask(one.control / "socket", "status") for one in running]
+    if arguments.output == "json":
+        print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
+    elif not answers:
+        print("no session runs here")
+    for answer in answers if arguments.output == "text" else []:
+        print(_text(answer))
+    return 0
+
+
+def _text(status: dict[str, Any]) -> str:
+    """One session for a terminal."""
+    manager, traffic = status["manager"], status["traffic"]
+    lines = [
+        f"{status['name']}: {status['state']} since {status['since']}, process {status['pid']}",
+        f"  manager   {manager['endpoint']}, exit {manager['exit']}, MTU {manager['mtu']}",
+        f"  device    {status['device']} with {', '.join(status['addresses'])}",
+        f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
+    ]
+    for subnet in status["plan"]["subnets"]:
+        shadow = status["shadowed"].get(subnet["cidr"])
+        lines.append(f"  {subnet['verdict']:9} {subnet['cidr']} ({subnet['kind']})" + (f", {shadow}" if shadow else ""))
+    return "\n".join(lines + [f"  warning   {warning}" for warning in status["plan"]["warnings"]])
+
+
+def _quit(arguments: argparse.Namespace) -> int:
+    from tpvpn import rundir
+    from tpvpn.control import ask
+    from tpvpn.errors import TpvpnError, UsageError
+
+    running = [one for one in rundir.sessions() if arguments.name in (None, one.name)]
+    if not running:
+        raise UsageError(f"no session {arguments.name} runs here" if arguments.name else "no session runs here")
+    if len(running) > 1:
+        raise UsageError(f"several sessions run: name one with --name ({', '.join(one.name for one in running)})")
+    (session,) = running
+    ask(session.control / "socket", "quit")
+    deadline = time.monotonic() + QUIT_TIMEOUT
+    while session.directory.exists():
+        if time.monotonic() > deadline:
+            raise TpvpnError(f"session {session.name} (process {session.pid}) does not end: end it with `kill`")
+        time.sleep(0.02)
+    print(f"session {session.name} has ended", file=sys.stderr)
+    return 0

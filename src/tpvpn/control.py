@@ -1,0 +1,80 @@
+"""The control socket of a running session: `status` and `quit`, one JSON line each way.
+
+It knows nothing of what a session is: it is given a function that describes it and one that ends it. The socket stands
+in a directory that only the user can enter; the peer's uid is checked all the same.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+from tpvpn.errors import TpvpnError, UsageError
+
+TIMEOUT = 5.0
+"""Seconds for a request and its answer."""
+_MAX_REQUEST = 4096
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
+
+
+@contextlib.asynccontextmanager
+async def serving(path: Path, describe: Callable[[], dict[str, Any]], quit: Callable[[], None]) -> AsyncGenerator[None]:
+    """Answer requests at `path` while the context lasts."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            async with asyncio.timeout(TIMEOUT):
+                if _allowed(writer.get_extra_info("socket")):
+                    request = await reader.readline()
+                    writer.write(json.dumps(_answer(request, describe, quit)).encode() + b"\n")
+                    await writer.drain()
+        writer.close()
+
+    path.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(answer, path, limit=_MAX_REQUEST)
+    try:
+        async with server:
+            yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _answer(request: bytes, describe: Callable[[], dict[str, Any]], quit: Callable[[], None]) -> dict[str, Any]:
+    match request.strip():
+        case b"status":
+            return describe()
+        case b"quit":
+            quit()
+            return {"quitting": True}
+        case _:
+            return {"error": f"unknown request {request[:20]!r}"}
+
+
+def _allowed(peer: socket.socket) -> bool:
+    """True for root and for the user whose session this is."""
+    _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return uid in (0, os.geteuid())
+
+
+def ask(path: Path, request: str) -> dict[str, Any]:
+    """The answer of the session at `path`; UsageError when it cannot be asked."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(TIMEOUT)
+            asking.connect(str(path))
+            asking.sendall(request.encode() + b"\n")
+            answer: dict[str, Any] = json.loads(asking.makefile("rb").readline() or b"{}")
+    except PermissionError as error:
+        raise UsageError("this session is another user's: ask as that user, or as root") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise UsageError("this session does not answer any more: `tpvpn cleanup` removes what it left") from error
+    except (OSError, ValueError) as error:
+        raise TpvpnError(f"the session did not answer: {error}") from error
+    if not answer:
+        raise UsageError("this session is another user's: ask as that user, or as root")
+    return answer
