@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6TimeExceeded, IPv6
+from scapy.packet import Packet, Raw
+
 from pod import (
     CLUSTER4,
     CLUSTER6,
@@ -25,10 +29,6 @@ from pod import (
     sysctl,
     udp_server,
 )
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6TimeExceeded, IPv6
-from scapy.packet import Packet, Raw
-
 from tpvpn.errors import UsageError
 from tpvpn.manager.kernel_exit import ExitSession, KernelExit
 from tpvpn.wire.vnet import EMPTY, HEADER_LENGTH

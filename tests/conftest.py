@@ -1,0 +1,1 @@
+"""Its place makes the helpers beside it (pod) importable from the tests in every directory below."""
