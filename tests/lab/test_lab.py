@@ -82,8 +82,9 @@ def test_udp_is_echoed_from_the_address_that_was_asked(lab: Lab) -> None:
 
 
 def test_iperf_serves_pods_and_twins(lab: Lab) -> None:
-    for where, address in (("node", PODS[0]), ("laptop", TWINS[0])):
+    for where, address in (("node", PODS[0]), ("node", SERVICES[1]), ("laptop", TWINS[0]), ("laptop", TWINS6[0])):
         lab.run(where, ["iperf3", "--client", address, "--bytes", "1M"])
+        lab.run(where, ["iperf3", "--client", address, "--udp", "--bytes", "10K"])
 
 
 def test_the_laptop_has_a_resolver_file_and_no_bus_of_the_machine(lab: Lab) -> None:

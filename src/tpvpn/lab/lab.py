@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ from typing import Any, Self
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.lab import openvpn
 from tpvpn.lab.processes import Processes
-from tpvpn.lab.topology import MASQUERADE, NODE, WHERE, Vpn, Where, batches, served
+from tpvpn.lab.topology import MASQUERADE, NODE, WHERE, Vpn, Where, batches, iperf_addresses, served
 
 RUN = Path("/run/tpvpn-lab")
 MANAGER = f"{NODE}:7070"
@@ -165,14 +166,14 @@ class Lab:
         shell = ["sh", "-c", LAPTOP, "laptop", str(self.run_directory), str(ready)]
         enter = ["nsenter", f"--net={self.netns('laptop')}", "unshare", "--mount"]
         holder = self._start("laptop", [*enter, *shell])
-        self._wait(ready.exists, holder, "laptop")
+        self.wait(ready.exists, holder, "laptop")
         (self.run_directory / "laptop.pid").write_text(str(holder.pid))
 
     def _start_openvpn(self) -> None:
         openvpn.make_keys(self.run_directory)
         self._start("openvpn-server", self.command("vpn", openvpn.server(self.run_directory, self.options["ipv6"])))
         client = self._start("openvpn-client", self.command("laptop", openvpn.client(self.run_directory)))
-        self._wait(
+        self.wait(
             lambda: "10.0.0.0/8" in self.run("laptop", ["ip", "route", "show", "dev", "tun0"], check=False).stdout,
             client,
             "openvpn-client",
@@ -184,8 +185,11 @@ class Lab:
             server = [sys.executable, "-m", "tpvpn.lab.servers", where, *addresses]
             self._start(f"servers-{where}", self.command(where, server))
             self._expect(where, addresses, "/")
-        iperf = self._start("iperf3", self.command("cluster", ["iperf3", "--server", "--forceflush"]))
-        self._wait(lambda: "listening" in self.log("iperf3").read_text(), iperf, "iperf3")
+        for address in iperf_addresses(self.options["ipv6"]):
+            name = f"iperf3-{address}"
+            server = ["iperf3", "--server", "--bind", address, "--forceflush"]
+            process = self._start(name, self.command("cluster", server))
+            self.wait(partial(self._says, name, "listening"), process, name)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -216,7 +220,7 @@ class Lab:
         """Start a command inside, as subprocess.Popen does; `down` ends it if it still runs."""
         return self._processes.start(self.command(where, argv), **options)
 
-    def sysctl(self, where: Where, name: str, value: int) -> None:
+    def sysctl(self, where: Where, name: str, value: int | str) -> None:
         """Set a kernel parameter of a namespace, named by its path: "net/ipv4/ip_forward"."""
         _call(["nsenter", f"--net={self.netns(where)}", "tee", f"/proc/sys/{name}"], str(value))
 
@@ -241,7 +245,7 @@ class Lab:
     # -- starting ------------------------------------------------------------------------------------------------------
 
     def log(self, name: str) -> Path:
-        """The file with the output of one of the lab's own processes."""
+        """The file with the output of one of the lab's processes."""
         return self.run_directory / f"{name}.log"
 
     def _start(self, name: str, argv: Sequence[str]) -> subprocess.Popen[Any]:
@@ -250,7 +254,8 @@ class Lab:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def _wait(self, ready: Callable[[], bool], process: subprocess.Popen[Any], name: str) -> None:
+    def wait(self, ready: Callable[[], bool], process: subprocess.Popen[Any], name: str) -> None:
+        """Wait until a process, whose output is in the log `name`, is ready; TpvpnError when it ends or takes too long."""
         deadline = time.monotonic() + TIMEOUT
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -264,6 +269,9 @@ class Lab:
         answers = self.probe(where, targets, deadline=TIMEOUT, path=path, wait=True)
         if None in answers.values():
             raise TpvpnError(f"the lab's {name} did not start: {self._last_words(name)}")
+
+    def _says(self, name: str, word: str) -> bool:
+        return word in self.log(name).read_text(errors="replace")
 
     def _last_words(self, name: str) -> str:
         return self.log(name).read_text(errors="replace").strip()[-500:] or "it said nothing"

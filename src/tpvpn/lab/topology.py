@@ -36,8 +36,12 @@ SERVICES = ("10.130.0.1", "10.130.0.80", "10.130.200.7")
 SERVICES6 = ("fd10:130::80",)
 PODS = ("10.132.0.10", "10.132.0.11", "10.132.200.20")
 PODS6 = ("fd10:132::10", "fd10:132::11")
-TWINS = ("203.0.113.10", "203.0.113.80")
+TWINS = ("203.0.113.10", "203.0.113.11", "203.0.113.12", "203.0.113.80")
 TWINS6 = ("2001:db8:133::10",)
+
+# iperf3 answers UDP from the address it was bound to, so each of these has a server of its own.
+IPERF = (PODS[0], SERVICES[1], *TWINS[:3])
+IPERF6 = (PODS6[0], SERVICES6[0], TWINS6[0])
 
 # Devices first: an IPv6 route wants its device to have a carrier.
 LINKS: dict[Where, str] = {
@@ -159,12 +163,12 @@ PRIVATE_ROUTES6: dict[Where, str] = {
     """,
 }
 
-# A node masquerades what it forwards for its LAN into the pod network.
+# A node masquerades what it forwards into the pod network for its LAN and for the benchmark's networks (RFC 2544).
 MASQUERADE = """
 table inet lab {
     chain postrouting {
         type nat hook postrouting priority srcnat
-        oifname "cni0" ip saddr 192.0.2.0/24 masquerade
+        oifname "cni0" ip saddr { 192.0.2.0/24, 198.18.0.0/15 } masquerade
         oifname "cni0" ip6 saddr 2001:db8:2::/64 masquerade
     }
 }
@@ -179,6 +183,11 @@ def batches(vpn: Vpn, ipv6: bool) -> list[tuple[Where, str]]:
     if vpn == "routes":
         stages += [PRIVATE_ROUTES, PRIVATE_ROUTES6] if ipv6 else [PRIVATE_ROUTES]
     return [(where, stage[where]) for stage in stages for where in WHERE if where in stage]
+
+
+def iperf_addresses(ipv6: bool) -> list[str]:
+    """The addresses of the cluster where iperf3 listens on its usual port."""
+    return [*IPERF, *IPERF6] if ipv6 else [*IPERF]
 
 
 def served(where: Where, ipv6: bool) -> list[str]:

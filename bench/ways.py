@@ -1,0 +1,104 @@
+"""The ways from the laptop to the cluster: plain routing, tpvpn, and (in `peers`) other tunnels.
+
+Each way has an address of the cluster's servers for itself, so that all are up at once and can be measured in turns.
+"""
+
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tpvpn.lab import Lab
+from tpvpn.lab.topology import POD_CIDR, PODS, SERVICE_CIDR, TWINS
+
+TIMEOUT = 20.0  # seconds until a tunnel must be ready
+
+
+class Way:
+    """Plain routing through the node; and what every tunnel has."""
+
+    name = "direct"
+    address = TWINS[0]
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """The program that this way needs and this machine has not."""
+        return None
+
+    def start(self) -> dict[str, float]:
+        """Bring the way up, or up anew; what was measured by that."""
+        return {}
+
+    def stop(self) -> None:
+        """Take the way down."""
+
+    def ends(self) -> dict[str, list[int]]:
+        """The processes at each end, "laptop" and "node"."""
+        return {}
+
+
+class Tpvpn(Way):
+    """tpvpn as a user starts it, with the kernel exit over plain TCP."""
+
+    name = "tpvpn"
+    address = PODS[0]
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        self._manager: subprocess.Popen[Any] | None = None
+        self._connect: subprocess.Popen[Any] | None = None
+
+    def start(self) -> dict[str, float]:
+        """Start the manager once, and `tpvpn connect` anew; the seconds from its start until it is ready."""
+        self._manager = self._manager or self.lab.start_manager()
+        _end(self._connect)
+        ready, announce = os.pipe()
+        began = time.perf_counter()
+        with Path(self.lab.log("connect")).open("wb") as log:
+            self._connect = self.lab.popen(
+                "laptop", self._command(announce), pass_fds=[announce], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        os.close(announce)
+        told = select.select([ready], [], [], TIMEOUT)[0] and os.read(ready, 1)
+        took = time.perf_counter() - began
+        os.close(ready)
+        if not told:
+            raise RuntimeError(f"tpvpn connect is not ready: {self.lab.log('connect').read_text()}")
+        return {"connect_s": took}
+
+    def _command(self, announce: int) -> list[str]:
+        manager = ["--manager", f"tcp://{self.lab.manager}", "--token-file", str(self.lab.token_file)]
+        subnets = ["--service-cidr", SERVICE_CIDR, "--pod-cidr", POD_CIDR]
+        allow = ["--allow-conflicting-subnets", f"{SERVICE_CIDR},{POD_CIDR}"]
+        return [sys.executable, "-m", "tpvpn", "connect", *manager, *subnets, *allow, "--ready-fd", str(announce)]
+
+    def stop(self) -> None:
+        """End both ends."""
+        _end(self._connect)
+        _end(self._manager)
+
+    def ends(self) -> dict[str, list[int]]:
+        """connect with its helper, and the manager."""
+        assert self._connect and self._manager
+        return {"laptop": descendants(self._connect.pid), "node": descendants(self._manager.pid)}
+
+
+def _end(process: subprocess.Popen[Any] | None) -> None:
+    if process is not None:
+        process.terminate()
+        process.wait(TIMEOUT)
+
+
+def descendants(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [root]
+    for pid in found:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, children.read_text().split())
+    return found
