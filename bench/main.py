@@ -19,7 +19,7 @@ from bench.summary import BARS, DIRECT, Round, verdicts
 from bench.wan import DEVICE, Wan
 from bench.ways import Tpvpn, Way
 from tpvpn.errors import TpvpnError
-from tpvpn.lab import WHERE, Lab, Where
+from tpvpn.lab import Lab, Where
 from tpvpn.lab.topology import NODE
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,13 +122,7 @@ def _failed(failures: list[str], what: str) -> None:
 
 
 def prepare(lab: Lab) -> None:
-    """Settings that the figures depend on.
-
-    The congestion control is what most systems have. Thousands of short connections a second shall neither use up the
-    ports nor fill the tables of connections.
-    """
-    for where in WHERE:
-        lab.sysctl(where, "net/ipv4/tcp_congestion_control", "cubic")
+    """Let thousands of short connections a second neither use up the ports nor fill the tables of connections."""
     lab.sysctl("laptop", "net/ipv4/ip_local_port_range", "1024 65535")
     lab.sysctl("laptop", "net/ipv4/tcp_tw_reuse", 1)
     for where in ("laptop", "node"):

@@ -28,10 +28,10 @@ class Metric:
 
 
 METRICS = (
-    Metric("tcp1_up", "TCP, 1 flow up", "Gb/s"),
-    Metric("tcp1_down", "TCP, 1 flow down", "Gb/s"),
-    Metric("tcp8_up", "TCP, 8 flows up", "Gb/s"),
-    Metric("tcp8_down", "TCP, 8 flows down", "Gb/s"),
+    Metric("tcp1_up", "TCP, 1 flow up", "Gb/s", 3),
+    Metric("tcp1_down", "TCP, 1 flow down", "Gb/s", 3),
+    Metric("tcp8_up", "TCP, 8 flows up", "Gb/s", 3),
+    Metric("tcp8_down", "TCP, 8 flows down", "Gb/s", 3),
     Metric("udp_up", "UDP 64 B up", "packets/s", 0),
     Metric("udp_down", "UDP 64 B down", "packets/s", 0),
     Metric("connections", "new connections", "1/s", 0),

@@ -80,7 +80,7 @@ def test_the_page_shows_verdicts_and_failures() -> None:
     page = markdown(
         results | {"rounds": ROUNDS, "ways": ["direct", "tpvpn"], "failures": ["udp: it broke"]}, "plot.svg"
     )
-    assert "| TCP, 1 flow up, Gb/s | 10.00 | 4.00 | 0.30 × | at least 0.3 of direct | pass |" in page
+    assert "| TCP, 1 flow up, Gb/s | 10.000 | 4.000 | 0.30 × | at least 0.3 of direct | pass |" in page
     assert "not measured" in page
     assert "- udp: it broke" in page
     assert "Not installed here: a peer." in page

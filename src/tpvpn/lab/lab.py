@@ -255,7 +255,7 @@ class Lab:
             )
 
     def wait(self, ready: Callable[[], bool], process: subprocess.Popen[Any], name: str) -> None:
-        """Wait until a process, whose output is in the log `name`, is ready; TpvpnError when it ends or takes too long."""
+        """Wait until a process, whose output is in the log `name`, is ready; TpvpnError when it ends or is too slow."""
         deadline = time.monotonic() + TIMEOUT
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
