@@ -1,0 +1,199 @@
+"""The user's side of the root helper: starting it, asking it, hearing of its end.
+
+It knows how to come by root's rights, and nothing of what is asked. There are three beginnings. An ordinary user: sudo
+starts the helper, and may ask for a password. Root: the helper is a plain child. Root by sudo: the helper is a child,
+and this process then becomes the user who called sudo, with no capability left, before it does anything else. In each
+case the helper goes into the background, and all that joins the two processes is a socketpair.
+"""
+
+import asyncio
+import os
+import pwd
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpvpn.errors import PrivilegeError, TpvpnError
+from tpvpn.helper import protocol
+from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request, Undo
+from tpvpn.route.plan import Operation
+from tpvpn.tun import Tun
+from tpvpn.wire.vnet import Offload
+
+COMMAND = (sys.executable, "-I", "-m", "tpvpn.helper.root")
+"""Isolated (-I), so that root imports nothing from the user's directories or environment."""
+PATIENCE = 10.0
+"""Seconds the helper has to undo everything when asked to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What the session may call its own."""
+
+    device: str
+    table: int
+    directory: Path
+
+
+class HelperClient:
+    """A running helper. Each request waits for its answer; the error that it reports is raised.
+
+    `closed` is done when the helper is gone, whatever the cause: then this process must end too.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._waiting: deque[asyncio.Future[tuple[bytes, list[int]]]] = deque()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        connection.setblocking(False)
+        self._loop.add_reader(connection, self._on_readable)
+
+    async def claim(self, name: str) -> Claimed:
+        """Become the session `name`. UsageError when it runs already, or the name is none."""
+        reply, _ = await self._ask(Claim(name))
+        return Claimed(reply["device"], reply["table"], Path(reply["directory"]))
+
+    async def open_tun(
+        self, *, mtu: int, addresses: Sequence[str], offload: bool, txqueuelen: int
+    ) -> tuple[Tun, tuple[str, ...]]:
+        """Open the session's TUN, up; gives the addresses that it now has (no IPv6 one where IPv6 is off).
+
+        PrivilegeError without the device node or the right, UsageError when the device is in use.
+        """
+        reply, descriptors = await self._ask(OpenTun(mtu, tuple(addresses), offload, txqueuelen))
+        fd, prompt_fd = descriptors
+        return Tun(fd, prompt_fd, reply["device"], Offload(reply["offloads"])), tuple(reply["addresses"])
+
+    async def guard(self) -> None:
+        """Let nothing in from the TUN but answers to its addresses, as `nfnetlink.install_laptop_guard`."""
+        await self._ask(Guard())
+
+    async def apply(self, operations: Sequence[Operation]) -> None:
+        """Do the operations in order; up to the first that fails, which is the error."""
+        for some in _chunks(operations):
+            await self._ask(Apply(some))
+
+    async def undo(self, operations: Sequence[Operation]) -> None:
+        """Do the inverses of the operations, in reverse."""
+        for some in reversed(_chunks(operations)):
+            await self._ask(Undo(some))
+
+    async def close(self) -> None:
+        """Let the helper undo everything and end; returns when it has."""
+        if not self.closed.done():
+            self._connection.shutdown(socket.SHUT_WR)
+            try:
+                await asyncio.wait_for(asyncio.shield(self.closed), PATIENCE)
+            except TimeoutError:
+                raise TpvpnError(f"the root helper did not end within {PATIENCE:.0f} s: see `ip rule`") from None
+
+    async def _ask(self, request: Request) -> tuple[dict[str, Any], list[int]]:
+        if self.closed.done():
+            raise _gone()
+        answer: asyncio.Future[tuple[bytes, list[int]]] = self._loop.create_future()
+        self._waiting.append(answer)
+        try:
+            self._connection.send(protocol.pack_request(request))
+        except OSError:
+            self._end()
+        data, descriptors = await answer
+        return protocol.parse_reply(data), descriptors
+
+    def _on_readable(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(
+                self._connection, protocol.MESSAGE_LIMIT, 2, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", list[int]()
+        if not data or not self._waiting:
+            self._end()
+            return
+        answer = self._waiting.popleft()
+        if answer.done():  # whoever asked was cancelled
+            for descriptor in descriptors:
+                os.close(descriptor)
+        else:
+            answer.set_result((data, descriptors))
+
+    def _end(self) -> None:
+        if self.closed.done():
+            return
+        self._loop.remove_reader(self._connection)
+        self._connection.close()
+        for answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(_gone())
+        self._waiting.clear()
+        self.closed.set_result(None)
+
+
+def _gone() -> TpvpnError:
+    return TpvpnError("the root helper ended, and with it the tunnel: connect again")
+
+
+def _chunks(operations: Sequence[Operation]) -> list[tuple[Operation, ...]]:
+    limit = protocol.OPERATIONS_LIMIT
+    return [tuple(operations[start : start + limit]) for start in range(0, len(operations), limit)]
+
+
+async def start_helper() -> HelperClient:
+    """Start the root helper; started by sudo, this process is the user's own when it returns.
+
+    PrivilegeError when root's rights cannot be had.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with theirs:
+            await _launch(theirs)
+        if os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
+            become_user(int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+        return HelperClient(ours)
+    except BaseException:
+        ours.close()
+        raise
+
+
+async def _launch(connection: socket.socket) -> None:
+    """Run the command that puts the helper into the background, and wait for it to end."""
+    sudo = () if os.geteuid() == 0 else ("sudo", "--") if _has_terminal() else ("sudo", "-n", "--")
+    try:
+        # What starts it may wait for a password: the loop goes on meanwhile.
+        command = await asyncio.create_subprocess_exec(
+            *sudo, *COMMAND, stdin=connection.fileno(), stdout=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise PrivilegeError(
+            "tpvpn needs root's rights for its helper, and sudo is not installed: start tpvpn as root"
+        ) from None
+    if code := await command.wait():
+        why = "sudo refused, or the helper could not start" if sudo else "it could not start"
+        raise PrivilegeError(
+            f"the root helper is not there ({why}; exit code {code}): `{' '.join((*sudo, *COMMAND))}` must be allowed; "
+            "or start tpvpn itself by sudo"
+        )
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def become_user(uid: int, gid: int) -> None:
+    """Give up root's rights for good: groups, then the group, then the user; the kernel drops every capability."""
+    account = pwd.getpwuid(uid)
+    os.initgroups(account.pw_name, gid)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)

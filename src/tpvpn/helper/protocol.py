@@ -1,0 +1,339 @@
+"""What the user's process may ask of the root helper, as JSON messages, and what the helper refuses.
+
+Pure: bytes to values and back. One message of the SOCK_SEQPACKET socketpair is one request or one reply; every request
+has one reply, in order. The helper trusts nothing of it: each field has its type and range, and an operation must
+concern the session's own table, device and protocol number, so that whoever may start the helper gains a tunnel of
+their own and nothing more. Operations have the same JSON in the journal.
+
+    {"request": "claim", "name": …}                  {"device": …, "table": …, "directory": …}
+    {"request": "open_tun", "mtu": …, "addresses": […], "offload": …, "txqueuelen": …}
+                                                     {"device": …, "offloads": …, "addresses": […]}
+                                                     and the descriptors of its two queues
+    {"request": "guard"}                             {}
+    {"request": "apply" or "undo", "operations": […]}
+                                                     {}
+    anything that is not done                        {"error": "PrivilegeError", "message": …}
+"""
+
+import ipaddress
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, cast, get_args
+
+from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.route.fib import TPVPN_PROTOCOL, Nexthop, Route, RouteKind, Rule, RuleAction
+from tpvpn.route.plan import Operation
+from tpvpn.route.prefix import Prefix
+
+MESSAGE_LIMIT = 1 << 16
+"""Bytes of the longest request or reply."""
+OPERATIONS_LIMIT = 100
+"""Operations in one request: they fit the limit above however long their fields."""
+
+Decoder = Callable[[Any], Any]
+
+
+class RequestError(TpvpnError):
+    """A request that is malformed, out of place, or not about our own objects. Nothing was done."""
+
+
+_ERRORS = {kind.__name__: kind for kind in (RequestError, UsageError, PrivilegeError, TpvpnError)}
+"""What a reply may report; a subclass is reported as what it is one of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Become the session of this name in this network namespace."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTun:
+    """Open the session's TUN, bring it up with these addresses (a /32, a /128 or both)."""
+
+    mtu: int
+    addresses: tuple[str, ...]
+    offload: bool
+    txqueuelen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Let no new flow in from the TUN, masquerade what is forwarded to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Do these operations, in this order."""
+
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Do the inverses of these operations, in reverse."""
+
+    operations: tuple[Operation, ...]
+
+
+Request = Claim | OpenTun | Guard | Apply | Undo
+
+
+def _text(limit: int) -> Decoder:
+    def decode(value: Any) -> str:
+        if not isinstance(value, str) or not 0 < len(value) <= limit:
+            raise ValueError(f"{value!r} is no text of 1 to {limit} characters")
+        return value
+
+    return decode
+
+
+def _integer(low: int, high: int) -> Decoder:
+    def decode(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{value!r} is no integer from {low} to {high}")
+        return value
+
+    return decode
+
+
+def _one_of(*values: Any) -> Decoder:
+    def decode(value: Any) -> Any:
+        if not any(type(value) is type(known) and value == known for known in values):
+            raise ValueError(f"{value!r} is none of {values}")
+        return value
+
+    return decode
+
+
+def _many(item: Decoder, limit: int) -> Decoder:
+    def decode(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(cast(list[Any], value)) > limit:
+            raise ValueError(f"{value!r} is no list of at most {limit}")
+        return tuple(item(entry) for entry in cast(list[Any], value))
+
+    return decode
+
+
+def _optional(item: Decoder) -> Decoder:
+    return lambda value: None if value is None else item(value)
+
+
+def _prefix(value: Any) -> Prefix:
+    return Prefix.parse(_text(50)(value))
+
+
+def _address(value: Any) -> str:
+    return str(ipaddress.ip_address(_text(45)(value)))
+
+
+def _own_address(value: Any) -> str:
+    ip = ipaddress.ip_address(_address(value))
+    if ip.is_loopback or ip.is_multicast or ip.is_unspecified or ip.is_link_local:
+        raise ValueError(f"{ip} is no address for a tunnel")
+    return str(ip)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    low, high = _many(_U32, 2)(value)
+    return low, high
+
+
+def _record(kind: Callable[..., Any], table: Mapping[str, Decoder]) -> Decoder:
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} is no object")
+        given = cast(dict[str, Any], value)
+        if unknown := given.keys() - table.keys():
+            raise ValueError(f"unknown fields {sorted(unknown)}")
+        try:
+            return kind(**{name: table[name](field) for name, field in given.items()})
+        except TypeError as error:
+            raise ValueError(f"missing fields: {error}") from error
+
+    return decode
+
+
+_BYTE, _U32 = _integer(0, 0xFF), _integer(0, 0xFFFFFFFF)
+_DEVICE = _text(15)
+
+NEXTHOP_FIELDS: Mapping[str, Decoder] = {
+    "device": _optional(_DEVICE),
+    "gateway": _optional(_address),
+    "weight": _integer(1, 256),
+}
+ROUTE_FIELDS: Mapping[str, Decoder] = {
+    "prefix": _prefix,
+    "table": _U32,
+    "kind": _one_of(*get_args(RouteKind)),
+    "nexthops": _many(_record(Nexthop, NEXTHOP_FIELDS), 16),
+    "metric": _U32,
+    "protocol": _BYTE,
+    "scope": _BYTE,
+    "source": _optional(_address),
+}
+RULE_FIELDS: Mapping[str, Decoder] = {
+    "version": _one_of(4, 6),
+    "preference": _U32,
+    "action": _one_of(*get_args(RuleAction)),
+    "table": _U32,
+    "source": _optional(_prefix),
+    "destination": _optional(_prefix),
+    "iif": _optional(_DEVICE),
+    "oif": _optional(_DEVICE),
+    "mark": _optional(_U32),
+    "mark_mask": _U32,
+    "uids": _optional(_pair),
+    "protocols_ports": _one_of(False, True),
+    "inverted": _one_of(False, True),
+    "suppress_prefixlength": _optional(_integer(0, 128)),
+    "goto": _optional(_U32),
+    "protocol": _BYTE,
+}
+
+
+def _target(route: Route | None = None, rule: Rule | None = None) -> Route | Rule:
+    if route is None and rule is not None:
+        return rule
+    if route is not None and rule is None:
+        return route
+    raise ValueError("an operation concerns one route or one rule")
+
+
+def _operation(value: Any) -> Operation:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is no operation")
+    given = dict(cast(dict[str, Any], value))
+    verb = _one_of("add", "remove")(given.pop("verb", None))
+    target = _record(_target, {"route": _record(Route, ROUTE_FIELDS), "rule": _record(Rule, RULE_FIELDS)})
+    return Operation(verb, target(given))
+
+
+_OPERATIONS = _many(_operation, OPERATIONS_LIMIT)
+_REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
+    "claim": (Claim, _record(Claim, {"name": _text(64)})),
+    "open_tun": (
+        OpenTun,
+        _record(
+            OpenTun,
+            {
+                "mtu": _integer(68, 65535),
+                "addresses": _many(_own_address, 2),
+                "offload": _one_of(False, True),
+                "txqueuelen": _integer(1, 100_000),
+            },
+        ),
+    ),
+    "guard": (Guard, _record(Guard, {})),
+    "apply": (Apply, _record(Apply, {"operations": _OPERATIONS})),
+    "undo": (Undo, _record(Undo, {"operations": _OPERATIONS})),
+}
+_NAMES = {kind: name for name, (kind, _) in _REQUESTS.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it; of records the fields that are not at their default."""
+    if isinstance(value, Prefix):
+        return str(value)
+    if isinstance(value, Operation):
+        return encode_operation(value)
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in cast(tuple[Any, ...], value)]
+    if isinstance(value, Nexthop | Route | Rule):
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in fields(value)
+            if field.default is MISSING or getattr(value, field.name) != field.default
+        }
+    return value
+
+
+def encode_operation(operation: Operation) -> dict[str, Any]:
+    """The operation as JSON: {"verb": "add", "route": {"prefix": "10.0.0.0/8", …}}, or "rule"."""
+    kind = "route" if isinstance(operation.target, Route) else "rule"
+    return {"verb": operation.verb, kind: _plain(operation.target)}
+
+
+def decode_operation(value: object) -> Operation:
+    """The inverse of `encode_operation`. RequestError when it is none."""
+    try:
+        return _operation(value)
+    except (ValueError, UsageError) as error:
+        raise RequestError(f"not an operation: {error}") from error
+
+
+def pack_request(request: Request) -> bytes:
+    """One message of the socketpair."""
+    body = {field.name: _plain(getattr(request, field.name)) for field in fields(request)}
+    return json.dumps({"request": _NAMES[type(request)]} | body).encode()
+
+
+def parse_request(data: bytes) -> Request:
+    """The request in a message. RequestError when it is malformed in any way."""
+    try:
+        given: Any = json.loads(data)
+        if not isinstance(given, dict):
+            raise ValueError("it is no JSON object")
+        body = dict(cast(dict[str, Any], given))
+        name = _one_of(*_REQUESTS)(body.pop("request", None))
+        return _REQUESTS[name][1](body)
+    except (ValueError, UsageError, RecursionError) as error:
+        raise RequestError(f"malformed request: {error}") from error
+
+
+def pack_reply(values: Mapping[str, object]) -> bytes:
+    """The reply to a request that was done."""
+    return json.dumps(values).encode()
+
+
+def pack_error(error: TpvpnError) -> bytes:
+    """The reply to a request that was not."""
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS)
+    return json.dumps({"error": kind, "message": str(error)}).encode()
+
+
+def parse_reply(data: bytes) -> dict[str, Any]:
+    """The values of a reply; the error that it reports is raised, with its exit code."""
+    values: dict[str, Any] = json.loads(data)
+    if "error" not in values:
+        return values
+    raise _ERRORS[values["error"]](values["message"])
+
+
+_FORBIDDEN = [Prefix.parse(text) for text in ("127.0.0.0/8", "224.0.0.0/4", "::1/128", "ff00::/8")]
+
+
+def check(operation: Operation, device: str, table: int) -> None:
+    """RequestError unless the operation concerns this session's own device and table."""
+    target = operation.target
+    if target.protocol != TPVPN_PROTOCOL or target.table != table:
+        raise RequestError(f"{describe(target)} is not of table {table} with protocol {TPVPN_PROTOCOL}")
+    if isinstance(target, Rule):
+        _check_rule(target)
+    else:
+        _check_route(target, device)
+
+
+def _check_rule(rule: Rule) -> None:
+    plain = rule.suppress_prefixlength is None and rule.goto is None and not rule.protocols_ports
+    if rule.action != "lookup" or not plain or rule.preference == 0:
+        raise RequestError(f"{describe(rule)} does more than look up our table after the local one")
+
+
+def _check_route(route: Route, device: str) -> None:
+    ways_out = {"unicast": (Nexthop(device),), "throw": ()}
+    if route.kind not in ways_out or route.nexthops != ways_out[route.kind]:
+        raise RequestError(f"{describe(route)} is neither a throw route nor one to {device}")
+    if route.prefix.is_default or any(route.prefix.overlaps(forbidden) for forbidden in _FORBIDDEN):
+        raise RequestError(f"{describe(route)} touches the default route, loopback or multicast")
+
+
+def describe(target: Route | Rule) -> str:
+    """The object in words, for errors: "route 10.130.0.0/16 dev tpvpn0 table 29808"."""
+    if isinstance(target, Rule):
+        return f"IPv{target.version} rule {target.preference} lookup {target.table}"
+    kind = "" if target.kind == "unicast" else f"{target.kind} "
+    device = f" dev {target.device}" if target.device else ""
+    return f"route {kind}{target.prefix}{device} table {target.table}"

@@ -1,0 +1,244 @@
+"""The root helper: a small process that changes the laptop's network for one session, and undoes it whatever happens.
+
+It reads no kubeconfig and no packet, and serves the few requests of `protocol` over the socketpair that it was given as
+standard input. When the other end closes, however that came to be, it undoes everything and is gone; so it guards
+against the user's process dying, and ignores the signals that would end both at once. It runs in a session of its own
+(setsid) for the same reason, and so that sudo, which waits for its parent, leaves the terminal alone.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+
+from tpvpn import nfnetlink, rundir
+from tpvpn.errors import PrivilegeError, TpvpnError
+from tpvpn.helper import kernel, protocol
+from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request, RequestError, Undo
+from tpvpn.journal import Journal, JournalBusyError
+from tpvpn.route.plan import Operation
+from tpvpn.rundir import Session
+from tpvpn.tun import open_tun
+
+_PEER = struct.Struct("=iII")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Whom the session belongs to."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Helper:
+    """One session's hands: each request is carried out, or refused with an error and nothing done."""
+
+    def __init__(self, user: User) -> None:
+        self._user = user
+        self._journal: Journal | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._guard: nfnetlink.Table | None = None
+
+    def handle(self, request: Request) -> tuple[dict[str, object], list[int]]:
+        """The reply to a request, and descriptors to pass with it and then to close. TpvpnError when it is refused."""
+        match request:
+            case Claim():
+                return self._claim(request.name), []
+            case OpenTun():
+                return self._open_tun(request)
+            case Guard():
+                self._install_guard()
+            case Apply():
+                self._apply(request.operations)
+            case Undo():
+                self._apply(tuple(operation.inverse() for operation in reversed(request.operations)))
+        return {}, []
+
+    def close(self) -> None:
+        """Undo everything: rules first, the latest first; then the guard, and the session's directory."""
+        if self._journal is None or self._journal.session is None:
+            return
+        for operation in self._journal.undo_list():
+            _try(operation)
+        if self._guard is not None:
+            self._guard.close()
+        with rundir.locked():
+            rundir.remove(self._journal.session.name)
+            self._journal.close()
+
+    def _claim(self, name: str) -> dict[str, object]:
+        if self._journal is not None:
+            raise RequestError("this helper has a session already")
+        directory = rundir.directory(name)
+        try:
+            with rundir.locked():
+                self._begin(name, Journal(rundir.create(name) / "journal"))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise PrivilegeError(
+                f"cannot keep the session's state in {directory}: {error.strerror}; "
+                "set TPVPN_RUN_DIR to a directory that root may write"
+            ) from error
+        session = self._claimed()
+        return {"device": session.device, "table": session.table, "directory": str(directory)}
+
+    def _begin(self, name: str, journal: Journal) -> None:
+        """Repair what dead sessions left, then start ours."""
+        try:
+            living = _repair(name, journal)
+            free = (table for table in kernel.TABLES if table not in living and kernel.table_is_free(table))
+            table = next(free, None)
+            if table is None:
+                raise TpvpnError(f"all routing tables from {kernel.TABLES[0]} to {kernel.TABLES[-1]} are in use")
+            device, user = rundir.device_name(name), self._user
+            session = Session(name, user.pid, user.uid, device, table, rundir.boot_id())
+            journal.begin(session)
+            rundir.write(session, user.gid)
+        except BaseException:
+            rundir.remove(name)
+            journal.close()
+            raise
+        self._journal = journal
+
+    def _open_tun(self, request: OpenTun) -> tuple[dict[str, object], list[int]]:
+        device = self._claimed().device
+        tun = open_tun(device, offload=request.offload)
+        try:
+            addresses = kernel.configure_tun(device, request.mtu, request.addresses, request.txqueuelen)
+        except BaseException:
+            tun.close()
+            raise
+        self._addresses = addresses
+        return {"device": device, "offloads": int(tun.offloads), "addresses": list(addresses)}, [tun.fd, tun.prompt_fd]
+
+    def _install_guard(self) -> None:
+        device = self._claimed().device
+        if self._guard is not None:
+            self._guard.close()
+        ipv4 = next((address for address in self._addresses if ":" not in address), None)
+        ipv6 = next((address for address in self._addresses if ":" in address), None)
+        self._guard = nfnetlink.install_laptop_guard(device, ipv4, ipv6)
+
+    def _apply(self, operations: tuple[Operation, ...]) -> None:
+        session = self._claimed()
+        for operation in operations:
+            protocol.check(operation, session.device, session.table)
+        for operation in operations:
+            if self._journal is not None:
+                self._journal.record(operation)
+            kernel.apply([operation])
+
+    def _claimed(self) -> Session:
+        if self._journal is None or self._journal.session is None:
+            raise RequestError("claim a session first")
+        return self._journal.session
+
+
+def _repair(name: str, own: Journal) -> set[int]:
+    """Undo what dead sessions of this network namespace left; gives back the tables of the living."""
+    living: set[int] = set()
+    _replay(own)
+    for other in rundir.names():
+        if other == name:
+            continue
+        try:
+            journal = Journal(rundir.directory(other) / "journal")
+        except JournalBusyError as busy:
+            living |= {busy.session.table} if busy.session else set()
+            continue
+        _replay(journal)
+        rundir.remove(other)
+        journal.close()
+    kernel.sweep(living)
+    return living
+
+
+def _replay(journal: Journal) -> None:
+    if journal.session is not None and journal.session.boot_id == rundir.boot_id():
+        for operation in journal.undo_list():
+            _try(operation)
+
+
+def _try(operation: Operation) -> None:
+    """Undo one operation; what cannot be undone must not keep the rest from it, nor must a terminal that is gone."""
+    try:
+        kernel.apply([operation])
+    except TpvpnError as error:
+        with contextlib.suppress(OSError):
+            print(f"tpvpn helper: {error}", file=sys.stderr)
+
+
+def serve(connection: socket.socket, helper: Helper) -> None:
+    """Answer requests until the other end closes."""
+    while data := connection.recv(protocol.MESSAGE_LIMIT + 1):
+        descriptors: list[int] = []
+        try:
+            if len(data) > protocol.MESSAGE_LIMIT:
+                raise RequestError(f"a request is longer than {protocol.MESSAGE_LIMIT} bytes")
+            reply, descriptors = helper.handle(protocol.parse_request(data))
+            answer = protocol.pack_reply(reply)
+        except TpvpnError as error:
+            answer = protocol.pack_error(error)
+        except OSError as error:
+            answer = protocol.pack_error(TpvpnError(f"the helper failed: {error}"))
+        try:
+            socket.send_fds(connection, [answer], descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _detach() -> None:
+    """Go on in the background: whoever started us gets its child back at once."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o022)
+
+
+def _connection() -> socket.socket:
+    """The socketpair's end that is our standard input; descriptor 0 becomes /dev/null."""
+    connection = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return connection
+
+
+def _user(connection: socket.socket) -> User:
+    """Who made the socketpair; when that was root by sudo, whom sudo names."""
+    pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    if uid == 0 and "SUDO_UID" in os.environ:
+        uid, gid = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
+    return User(pid, uid, gid)
+
+
+def main() -> None:
+    """Serve the session of the process at the other end of standard input."""
+    try:
+        connection = _connection()
+        helper = Helper(_user(connection))
+    except OSError as error:
+        sys.exit(
+            f"tpvpn helper: standard input must be tpvpn's socket ({error.strerror}); sudo's log_input breaks this"
+        )
+    _detach()
+    try:
+        serve(connection, helper)
+    except ConnectionError:
+        pass  # the other end closed before it read its answer
+    finally:
+        helper.close()
+
+
+if __name__ == "__main__":
+    main()

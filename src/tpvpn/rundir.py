@@ -1,0 +1,160 @@
+"""Where a session keeps its state, and which sessions there are in this network namespace.
+
+It knows paths, names and owners; what a session does is not its concern. Everything is made and removed by the root
+helper, and everyone may look:
+
+    /run/tpvpn/                  TPVPN_RUN_DIR puts it elsewhere
+      lock                       held while sessions are claimed and removed
+      NETNS/                     the inode of the network namespace: each sees its own sessions only
+        NAME/          0755
+          session      0644      who runs it, as JSON
+          journal      0600      locked while its helper lives (see journal)
+          control/     0700      the user's, for the control socket
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tpvpn.errors import UsageError
+
+DEFAULT_NAME = "default"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,10}")
+_DEVICE_LENGTH = 15
+"""IFNAMSIZ less its NUL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session as its directory tells of it; `pid` and `uid` are the user's process."""
+
+    name: str
+    pid: int
+    uid: int
+    device: str
+    table: int
+    boot_id: str
+
+    @property
+    def directory(self) -> Path:
+        """Its directory."""
+        return directory(self.name)
+
+    @property
+    def control(self) -> Path:
+        """The directory of its control socket, which only its user may enter."""
+        return self.directory / "control"
+
+    @property
+    def running(self) -> bool:
+        """Whether the user's process is there; whoever must be certain takes the journal's lock."""
+        return self.boot_id == boot_id() and Path(f"/proc/{self.pid}").exists()
+
+
+def boot_id() -> str:
+    """What tells this run of the kernel from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def base() -> Path:
+    """The root of all state."""
+    return Path(os.environ.get("TPVPN_RUN_DIR", "/run/tpvpn"))
+
+
+def namespace() -> Path:
+    """The directory of this network namespace's sessions."""
+    return base() / str(os.stat("/proc/self/ns/net").st_ino)
+
+
+def directory(name: str) -> Path:
+    """The directory of a session. UsageError when the name is not one."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no session name: write 1 to 11 small letters, digits and hyphens")
+    return namespace() / name
+
+
+def device_name(name: str) -> str:
+    """The TUN device of a session; names that differ only behind their 9th character share one, so only one runs."""
+    return "tpvpn0" if name == DEFAULT_NAME else f"tpvpn-{name}"[:_DEVICE_LENGTH]
+
+
+def names() -> list[str]:
+    """The sessions that have a directory, living or dead."""
+    try:
+        return sorted(entry.name for entry in namespace().iterdir() if _NAME.fullmatch(entry.name))
+    except FileNotFoundError:
+        return []
+
+
+def sessions() -> list[Session]:
+    """The sessions of this network namespace that run."""
+    found = (read(name) for name in names())
+    return [session for session in found if session is not None and session.running]
+
+
+def read(name: str) -> Session | None:
+    """What the session's directory tells of it; None when there is none."""
+    try:
+        return decode((directory(name) / "session").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def encode(session: Session) -> str:
+    """The session as one line of JSON."""
+    return json.dumps(asdict(session))
+
+
+def decode(line: str) -> Session | None:
+    """The inverse of `encode`; None when the line is none, as one half written."""
+    try:
+        given: Any = json.loads(line)
+        return Session(**given)
+    except (ValueError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def locked() -> Generator[None]:
+    """Hold the lock under which sessions come and go (root). OSError when the base cannot be written."""
+    base().mkdir(mode=0o755, parents=True, exist_ok=True)
+    with open(base() / "lock", "a", opener=_private) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def create(name: str) -> Path:
+    """Make the session's directory, if it is not there (root, under the lock)."""
+    made = directory(name)
+    made.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return made
+
+
+def write(session: Session, gid: int) -> None:
+    """Tell everyone about the session, and give its user a part of the directory (root, under lock and journal)."""
+    new = session.directory / "session.new"
+    new.write_text(encode(session) + "\n")
+    new.chmod(0o644)
+    new.rename(session.directory / "session")
+    shutil.rmtree(session.control, ignore_errors=True)
+    session.control.mkdir(mode=0o700)
+    os.chown(session.control, session.uid, gid)
+
+
+def remove(name: str) -> None:
+    """Remove the session's directory, and the namespace's with the last one (root, under the lock)."""
+    gone = directory(name)
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other sessions are there
+        gone.parent.rmdir()
