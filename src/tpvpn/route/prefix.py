@@ -44,9 +44,7 @@ class Prefix(NamedTuple):
             raise malformed(text)
         prefix = cls.around(version, network, length)
         if prefix.network != network:
-            raise UsageError(
-                f"{text} has bits set behind its prefix length; the network is {prefix}, give that instead"
-            )
+            raise UsageError(f"{text} has host bits set; the network is {prefix}, give that instead")
         return prefix
 
     @classmethod

@@ -1,0 +1,176 @@
+"""The plan in words: the JSON that other programs read, the text for a terminal, the one sentence of a refusal.
+
+Pure: a `Plan` in, text or plain values out. It prints nothing, and knows no terminal beyond whether colour is wanted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from tpvpn.errors import ConflictError
+from tpvpn.route.fib import LOCAL_TABLE, MAIN_TABLE
+from tpvpn.route.plan import Conflict, Fix, Plan, Subnet
+from tpvpn.route.prefix import Prefix
+
+SCHEMA = "tpvpn.plan/1"
+COLOURS = {"routed": 32, "virtual": 32, "partial": 33, "conflict": 31, "excluded": 2}
+"""SGR codes (ECMA-48): green, yellow, red, faint."""
+TABLE_NAMES = {MAIN_TABLE: "main", LOCAL_TABLE: "local", 253: "default"}
+WIDTH = 88
+SHOWN = 12
+"""How many conflicts of one subnet, and how many prefixes of one list, the text shows; the JSON has all."""
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The contract `tpvpn.plan/1`: strings, numbers, lists and dictionaries only."""
+    return {
+        "schema": SCHEMA,
+        "ok": plan.ok,
+        "subnets": [
+            {
+                "cidr": str(subnet.wanted.prefix),
+                "kind": subnet.wanted.kind,
+                "source": subnet.wanted.source,
+                "verdict": subnet.verdict,
+                "routes": list(map(str, subnet.routes)),
+                "withheld": list(map(str, subnet.withheld)),
+                "virtual": None if subnet.virtual is None else str(subnet.virtual),
+                "conflicts": [
+                    {
+                        "route": str(conflict.route),
+                        "device": conflict.device,
+                        "owner": conflict.owner,
+                        "gateway": conflict.gateway,
+                        "table": conflict.table,
+                        "relation": conflict.relation,
+                        "allowed": conflict.allowed,
+                    }
+                    for conflict in subnet.conflicts
+                ],
+            }
+            for subnet in plan.subnets
+        ],
+        "never_proxy": [
+            {"cidr": str(never.prefix), "reason": never.reason, "route": never.route} for never in plan.never_proxy
+        ],
+        "warnings": list(plan.warnings),
+        "fixes": [{"description": fix.description, "command": fix.command} for fix in plan.fixes],
+    }
+
+
+def as_text(plan: Plan, colour: bool = False) -> str:
+    """The report for a person, at most 88 columns but for what must not be broken; ends with a newline."""
+    lines = [summary(plan), ""]
+    width = max((len(str(subnet.wanted.prefix)) for subnet in plan.subnets), default=0)
+    for subnet in plan.subnets:
+        lines += subnet_lines(subnet, width, colour)
+    if plan.never_proxy:
+        lines += ["", "Never proxied"]
+        for never in plan.never_proxy:
+            lines += wrap(f"{never.prefix} ({never.reason}) goes by: {never.route}", "  ")
+    if plan.warnings:
+        lines += ["", "Warnings"]
+        for warning in plan.warnings:
+            lines += wrap(warning, "  - ")
+    for fix in plan.fixes:
+        lines += ["", *wrap(fix.description[0].upper() + fix.description[1:] + ":", ""), *command_lines(fix)]
+    return "\n".join(lines) + "\n"
+
+
+def refusal(plan: Plan) -> ConflictError:
+    """The error with which `connect` refuses a plan that is not ok: every conflicting subnet, why, and the way out."""
+    reasons = [
+        f"{subnet.wanted.prefix} ({subnet.wanted.kind}) with " + ", ".join(shorten([route_of(c) for c in open_ones]))
+        for subnet in plan.subnets
+        if subnet.verdict == "conflict"
+        for open_ones in [[conflict for conflict in subnet.conflicts if not conflict.allowed]]
+    ]
+    way_out = f"; allow it with `{plan.fixes[0].command}`, or see `tpvpn plan`" if plan.fixes else ""
+    return ConflictError(f"{'; '.join(reasons)}: mapping this could make hosts there unreachable{way_out}")
+
+
+def summary(plan: Plan) -> str:
+    """The first line: what connect would do."""
+    total = f"{len(plan.subnets)} subnet{'s' if len(plan.subnets) > 1 else ''}"
+    count = Counter(subnet.verdict for subnet in plan.subnets)
+    if not plan.ok:
+        return (
+            f"connect would refuse, and change nothing: {count['conflict']} of {total} in conflict with private routes."
+        )
+    parts = [f"{count[verdict]} {verdict}" for verdict in COLOURS if count[verdict]]
+    return f"connect would go ahead: of {total}, {', '.join(parts)}."
+
+
+def subnet_lines(subnet: Subnet, width: int, colour: bool) -> Iterator[str]:
+    """One wanted subnet: verdict, routes, what is withheld, and every conflict with what allowing it would hide."""
+    verdict = f"{subnet.verdict:<8}"
+    if colour:
+        verdict = f"\x1b[{COLOURS[subnet.verdict]}m{verdict}\x1b[0m"
+    prefix = subnet.wanted.prefix
+    yield f"{prefix!s:<{width}}  {verdict}  {subnet.wanted.kind}, from {subnet.wanted.source}"
+    if subnet.virtual is not None:
+        yield f"    virtual   {subnet.virtual}"
+    if subnet.routes and subnet.routes != (prefix,):
+        yield from wrap(", ".join(shorten(list(map(str, subnet.routes)))), "    routed    ")
+    if subnet.withheld and subnet.withheld != (prefix,):
+        yield from wrap(", ".join(shorten(list(map(str, subnet.withheld)))), "    withheld  ")
+    for conflict in subnet.conflicts[:SHOWN]:
+        state = "allowed" if conflict.allowed else "conflict"
+        yield from wrap(f"{RELATIONS[conflict.relation]} {route_of(conflict)}", f"    {state:<8}  ")
+        yield from wrap(share(conflict, prefix), " " * 14)
+    if len(subnet.conflicts) > SHOWN:
+        yield f"    and {len(subnet.conflicts) - SHOWN} more, see --output json"
+
+
+RELATIONS = {"covers": "inside", "inside": "holds", "equal": "equals"}
+"""How the subnet lies to the route: the other way round than the contract says how the route lies to the subnet."""
+
+
+def route_of(conflict: Conflict) -> str:
+    """A private route with its device, owner, gateway and table."""
+    gateway = f" via {conflict.gateway}" if conflict.gateway else ""
+    table = TABLE_NAMES.get(conflict.table, str(conflict.table))
+    return f"{conflict.route}{gateway} dev {conflict.device or '?'} ({conflict.owner}, table {table})"
+
+
+def share(conflict: Conflict, prefix: Prefix) -> str:
+    """What of the private route the subnet hides."""
+    hides = "this hides" if conflict.allowed else "allowing it would hide"
+    whose = f"{conflict.device or '?'}'s {conflict.route}"
+    if conflict.relation != "covers":
+        return f"{hides} all of {whose}"
+    return f"{hides} {percent(prefix.size / conflict.route.size)} of {whose}"
+
+
+def percent(ratio: float) -> str:
+    """A share that never looks like nothing: "50 %", "0.4 %", "less than 0.1 %"."""
+    return "less than 0.1 %" if ratio < 0.001 else f"{100 * ratio:.1f} %".replace(".0 ", " ")
+
+
+def shorten(items: list[str]) -> list[str]:
+    """A list that fits a screen."""
+    return items if len(items) <= SHOWN else [*items[:SHOWN], f"and {len(items) - SHOWN} more"]
+
+
+def wrap(text: str, label: str) -> list[str]:
+    """A paragraph behind a label, broken between words only."""
+    lines, line = list[str](), label
+    for word in text.split():
+        if len(line) + 1 + len(word) > WIDTH and line.strip():
+            lines.append(line)
+            line = " " * len(label)
+        line += word if len(line) == len(label) else f" {word}"
+    return [*lines, line]
+
+
+def command_lines(fix: Fix) -> list[str]:
+    """A command to paste, broken before its flags by backslashes when it is long."""
+    head, *flags = fix.command.split(" --")
+    parts = [head, *(f"--{flag}" for flag in flags)]
+    lines, line = list[str](), "  "
+    for part in parts:
+        if line.strip() and len(line) + len(part) + 3 > WIDTH:
+            lines.append(f"{line} \\")
+            line = "    "
+        line += part if not line.strip() else f" {part}"
+    return [*lines, line]
