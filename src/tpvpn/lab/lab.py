@@ -9,7 +9,6 @@ of its own and without the machine's D-Bus and systemd sockets: what a program d
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -127,7 +126,7 @@ class Lab:
     def _build(self) -> None:
         self.run_directory.mkdir(parents=True)
         self.token_file.touch(0o600)
-        self.token_file.write_text(f"lab: {secrets.token_hex(32)}\n")
+        self.token_file.write_text(f"lab: {os.urandom(32).hex()}\n")
         for where in WHERE:
             _call(["ip", "netns", "add", self.namespace(where)])
             self._set_switches(where)
