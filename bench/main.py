@@ -57,7 +57,7 @@ def _names(text: str) -> list[str]:
 
 
 def main() -> int:
-    """Run it; 0, or the exit code of what prevented it."""
+    """Run it; 0, 1 when a measurement failed, or the exit code of what prevented it."""
     arguments = parse(sys.argv[1:])
     results: dict[str, Any] = {
         "when": time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -77,7 +77,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     write(results, arguments.name)
-    return 0
+    return 1 if results["failures"] else 0
 
 
 def measure(lab: Lab, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
