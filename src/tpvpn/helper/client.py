@@ -14,9 +14,8 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol
@@ -31,8 +30,7 @@ PATIENCE = 10.0
 """Seconds the helper has to undo everything when asked to end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """What the session may call its own."""
 
     device: str
