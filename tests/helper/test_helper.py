@@ -302,6 +302,25 @@ def test_sessions_side_by_side(laptop: Path) -> None:
     assert network() == before
 
 
+def test_a_session_with_its_state_elsewhere_is_left_alone(laptop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = network()
+
+    async def main() -> None:
+        first = await start_helper()
+        await first.apply(session(await opened(first)))
+        during = network()
+        monkeypatch.setenv("TPVPN_RUN_DIR", f"{laptop}-elsewhere")
+        second = await start_helper()
+        claimed = await second.claim("two")
+        assert claimed.table == TABLES[1]
+        await second.close()
+        assert network() == during
+        await ended(first)
+
+    asyncio.run(main())
+    assert network() == before
+
+
 def test_a_foreign_table_is_never_chosen(laptop: Path) -> None:
     sh(f"ip route add 10.9.0.0/16 dev lo table {TABLES[0]}; ip rule add pref 9 lookup {TABLES[1]}")
     before = network()

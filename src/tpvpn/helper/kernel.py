@@ -36,6 +36,7 @@ _RTM_NEWADDR = 20
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_KIND_OFFSET = 7
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 6, 7, 15
 _RTN = {"unicast": 1, "throw": 9}
 _IFADDRMSG = struct.Struct("=BBBBI")
@@ -160,16 +161,24 @@ def table_is_free(table: int) -> bool:
 
 
 def sweep(spared: Set[int]) -> None:
-    """Remove what sessions that died left behind: rules and routes of ours in our tables but the spared."""
+    """Remove what sessions that died left behind: rules and routes of ours in our tables but the spared.
+
+    A table that leads to a device is spared too: a device dies with its session, so that one lives, perhaps with its
+    state in another directory.
+    """
     with closing(RouteSocket()) as kernel:
+        routes = [found for family in FAMILIES.values() for found in _routes(kernel, family, protocol=TPVPN_PROTOCOL)]
+        living = spared | {_table(route) for route in routes if route[_KIND_OFFSET] == _RTN["unicast"]}
         for table, protocol, payload in _rules(kernel):
-            if table in TABLES and table not in spared and protocol == TPVPN_PROTOCOL:
+            if table in TABLES and table not in living and protocol == TPVPN_PROTOCOL:
                 _remove(kernel, _RTM_DELRULE, payload)
-        for family in FAMILIES.values():
-            for payload in _routes(kernel, family, protocol=TPVPN_PROTOCOL):
-                table = _u32(parse_attributes(payload[_RTMSG.size :])[_RTA_TABLE])
-                if table in TABLES and table not in spared:
-                    _remove(kernel, _RTM_DELROUTE, payload)
+        for route in routes:
+            if _table(route) in TABLES and _table(route) not in living:
+                _remove(kernel, _RTM_DELROUTE, route)
+
+
+def _table(route: bytes) -> int:
+    return _u32(parse_attributes(route[_RTMSG.size :])[_RTA_TABLE])
 
 
 def _remove(kernel: RouteSocket, kind: int, payload: bytes) -> None:
