@@ -23,8 +23,11 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_P
 
 
 @contextlib.asynccontextmanager
-async def serving(path: Path, describe: Callable[[], dict[str, Any]], quit: Callable[[], None]) -> AsyncGenerator[None]:
-    """Answer requests at `path` while the context lasts."""
+async def serving(
+    directory: Path, describe: Callable[[], dict[str, Any]], quit: Callable[[], None]
+) -> AsyncGenerator[None]:
+    """Answer requests for the session of this directory while the context lasts."""
+    path = _socket(directory)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError, ValueError):
@@ -61,12 +64,16 @@ def _allowed(peer: socket.socket) -> bool:
     return uid in (0, os.geteuid())
 
 
-def ask(path: Path, request: str) -> dict[str, Any]:
-    """The answer of the session at `path`; UsageError when it cannot be asked."""
+def _socket(directory: Path) -> Path:
+    return directory / "control" / "socket"
+
+
+def ask(directory: Path, request: str) -> dict[str, Any]:
+    """The answer of the session of this directory; UsageError when it cannot be asked."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             asking.settimeout(TIMEOUT)
-            asking.connect(str(path))
+            asking.connect(str(_socket(directory)))
             asking.sendall(request.encode() + b"\n")
             answer: dict[str, Any] = json.loads(asking.makefile("rb").readline() or b"{}")
     except PermissionError as error:

@@ -17,9 +17,13 @@ class UsageError(TpvpnError):
 
 
 class ConflictError(TpvpnError):
-    """A wanted subnet overlaps a private route and was not allowed to."""
+    """A wanted subnet overlaps a private route and was not allowed to; `report` tells all there is to know of it."""
 
     exit_code = 3
+
+    def __init__(self, text: str, report: str) -> None:
+        super().__init__(text)
+        self.report = report
 
 
 class ClusterError(TpvpnError):

@@ -86,7 +86,8 @@ def refusal(plan: Plan) -> ConflictError:
         for open_ones in [[conflict for conflict in subnet.conflicts if not conflict.allowed]]
     ]
     way_out = f"; allow it with `{plan.fixes[0].command}`, or see `tpvpn plan`" if plan.fixes else ""
-    return ConflictError(f"{'; '.join(reasons)}: mapping this could make hosts there unreachable{way_out}")
+    text = f"{'; '.join(reasons)}: mapping this could make hosts there unreachable{way_out}"
+    return ConflictError(text, as_text(plan))
 
 
 def summary(plan: Plan) -> str:

@@ -1,16 +1,20 @@
 """The command line: one module a command group, and the one place that prints and turns errors into exit codes.
 
-Each command's module gives `add_parser(subparsers)`, which sets `run` to a function of the parsed arguments that
-returns the exit code. Heavy libraries are imported by the command that needs them: `tpvpn --help` must not wait for any.
+Each command's module gives `add_parser(commands)`, which sets `run` to a function of the parsed arguments that returns
+the exit code. Heavy libraries are imported by the command that needs them: `tpvpn --help` must not wait for any.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from tpvpn import __version__
 from tpvpn.errors import TpvpnError
+
+# argparse has no public name for what add_subparsers() gives.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -2,8 +2,10 @@
 
 import argparse
 
+from tpvpn.cli import Commands
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+
+def add_parser(commands: Commands) -> None:
     """Add the command; its options are those of the manager's zipapp."""
     from tpvpn.manager.options import add_options
 

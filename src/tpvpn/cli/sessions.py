@@ -6,10 +6,12 @@ import sys
 import time
 from typing import Any
 
+from tpvpn.cli import Commands
+
 QUIT_TIMEOUT = 10.0
 
 
-def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parsers(commands: Commands) -> None:
     """Add both commands."""
     status = commands.add_parser("status", help="show the sessions that run")
     status.add_argument("--name", help="only the session of this name")
@@ -25,7 +27,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from tpvpn.control import ask
 
     running = [one for one in rundir.sessions() if arguments.name in (None, one.name)]
-    answers = [ask(one.control / "socket", "status") for one in running]
+    answers = [ask(one.directory, "status") for one in running]
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
     elif not answers:
@@ -61,7 +63,7 @@ def _quit(arguments: argparse.Namespace) -> int:
     if len(running) > 1:
         raise UsageError(f"several sessions run: name one with --name ({', '.join(one.name for one in running)})")
     (session,) = running
-    ask(session.control / "socket", "quit")
+    ask(session.directory, "quit")
     deadline = time.monotonic() + QUIT_TIMEOUT
     while session.directory.exists():
         if time.monotonic() > deadline:

@@ -13,10 +13,10 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pyroute2 import AsyncIPRoute  # pyright: ignore[reportMissingTypeStubs]
 from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error  # pyright: ignore[reportMissingTypeStubs]
@@ -25,6 +25,8 @@ from tpvpn.errors import TpvpnError
 from tpvpn.netlink import Message, NetlinkSocket, parse_attributes
 from tpvpn.route.fib import Address, Link, Nexthop, Route, RouteKind, Rule, RuleAction, View
 from tpvpn.route.prefix import FAMILIES, Prefix
+
+T = TypeVar("T")
 
 QUIET = 0.2
 """Seconds without an event after which a burst of changes is over."""
@@ -77,6 +79,15 @@ _IPV6_SWITCH = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 async def read_view() -> View:
     """All that the kernel would look at, in this network namespace. OSError when there is no rtnetlink at all."""
+    return await _apart(_read_view())
+
+
+async def _apart(reading: Coroutine[Any, Any, T]) -> T:
+    """Run it on a stock event loop in a thread: uvloop, which carries the packets, takes no netlink sockets."""
+    return await asyncio.to_thread(asyncio.run, reading)
+
+
+async def _read_view() -> View:
     async with _iproute() as ipr:
         rules = [_rule(message) for message in await _dump(ipr.get_rules())]
         links = [_link(message) for message in await _dump(ipr.get_links(ext_mask=_RTEXT_FILTER_SKIP_STATS))]
@@ -104,8 +115,16 @@ async def ask(address: str) -> Route | None:
 
     The prefix is the address itself; the table is the one that answered. UsageError when it is no address.
     """
-    host = Prefix.host(address)
-    request = {"family": FAMILIES[host.version], "dst": address, "dst_len": host.length, "flags": _RTM_F_LOOKUP_TABLE}
+    return await _apart(_ask(Prefix.host(address)))
+
+
+async def _ask(host: Prefix) -> Route | None:
+    request = {
+        "family": FAMILIES[host.version],
+        "dst": host.address(),
+        "dst_len": host.length,
+        "flags": _RTM_F_LOOKUP_TABLE,
+    }
     async with _iproute() as ipr:
         try:
             answer = await ipr.route("get", **request)

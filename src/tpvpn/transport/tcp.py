@@ -43,6 +43,11 @@ class Endpoint:
         """host:port, as in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        """As the user wrote it."""
+        return f"{'tls' if self.tls else 'tcp'}://{self.authority}"
+
 
 def parse_endpoint(url: str, pin: str | None = None) -> Endpoint:
     """An endpoint from tcp://HOST:PORT or tls://HOST:PORT and sha256:HEX; UsageError when malformed."""

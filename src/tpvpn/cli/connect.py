@@ -1,0 +1,188 @@
+"""`tpvpn connect`: a session in the foreground, or around one command."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpvpn.cli import Commands
+from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
+from tpvpn.errors import ConflictError, UsageError
+
+if TYPE_CHECKING:
+    from tpvpn.engine import Settings
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "connect",
+        help="give this laptop the cluster's subnets",
+        description="Give this laptop the cluster's subnets until Ctrl-C, `tpvpn quit`, or the end of CMD.",
+    )
+    manager = parser.add_argument_group("manager")
+    manager.add_argument("--manager", metavar="URL", required=True, help="tcp://HOST:PORT or tls://HOST:PORT")
+    manager.add_argument("--token-file", metavar="F", help="file with a line `name: token` that the manager knows")
+    manager.add_argument("--tls-pin", metavar="sha256:…", help="SHA-256 of the manager's certificate")
+    add_routing_flags(parser)
+    parser.add_argument("--name", default="default", help="name of the session (default: default)")
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import uvloop
+
+    command: list[str] = arguments.command
+    if command and command[0] != "--":
+        raise UsageError(f"unknown argument {command[0]!r}; a command to run stands behind `--`")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_session(arguments, command[1:]))
+
+
+async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
+    """The session from start to end; the exit code."""
+    from tpvpn.engine import Engine
+    from tpvpn.helper.client import HelperClient, start_helper
+
+    # By sudo or as root the helper comes first: what follows, reading files included, is then the user's own doing.
+    started = await start_helper() if os.geteuid() == 0 else None
+
+    async def helper() -> HelperClient:
+        return started or await start_helper()
+
+    try:
+        stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        command = _Command(argv, stopped)
+        _handle_signals(command, stopped)
+        engine = Engine(_settings(arguments), helper, _say)
+        on_ready = partial(_announce, arguments.ready_fd, command)
+        running = asyncio.create_task(engine.run(on_ready, lambda: _stop(stopped, 0)))
+        await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await command.end()
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        return stopped.result()
+    except ConflictError as error:
+        print(error.report, file=sys.stderr)
+        raise
+    finally:
+        if started:
+            await started.close()
+
+
+def _stop(stopped: "asyncio.Future[int]", code: int) -> None:
+    if not stopped.done():
+        stopped.set_result(code)
+
+
+def _handle_signals(command: "_Command", stopped: "asyncio.Future[int]") -> None:
+    """SIGINT and SIGTERM end the command when there is one, else (or the second time) the session."""
+
+    def handle(number: int, code: int) -> None:
+        if not command.signal(number):
+            _stop(stopped, code)
+
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)):
+        asyncio.get_running_loop().add_signal_handler(number, handle, number, code)
+
+
+class _Command:
+    """The command behind `--`: its end is the session's, its exit code too."""
+
+    GRACE = 2.0
+    """Seconds between SIGTERM and SIGKILL when the session ends first."""
+
+    def __init__(self, argv: list[str], stopped: "asyncio.Future[int]") -> None:
+        self._argv, self._stopped = argv, stopped
+        self._process: asyncio.subprocess.Process | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._told = False
+
+    def start(self) -> None:
+        """Start it, if there is one."""
+        if self._argv:
+            self._running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            self._process = await asyncio.create_subprocess_exec(*self._argv)
+            code = await self._process.wait()
+        except OSError as error:  # as a shell does: 127 not found, 126 not to be run
+            _say(f"cannot run {self._argv[0]}: {error.strerror}")
+            code = 127 if isinstance(error, FileNotFoundError) else 126
+        _stop(self._stopped, code if code >= 0 else 128 - code)
+
+    def signal(self, number: int) -> bool:
+        """Pass a signal on; False when there is no command, or it was told before."""
+        if not self._process or self._process.returncode is not None or self._told:
+            return False
+        self._told = True
+        # Ctrl-C in a terminal reaches the command by itself.
+        if number != signal.SIGINT or not sys.stdin.isatty():
+            self._process.send_signal(number)
+        return True
+
+    async def end(self) -> None:
+        """End it when the session has ended before it."""
+        if self._running and not self._running.done():
+            if self._process and self._process.returncode is None:
+                self._process.terminate()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(self._running), self.GRACE)
+                if self._process.returncode is None:
+                    self._process.kill()
+            await self._running
+
+
+def _settings(arguments: argparse.Namespace) -> "Settings":
+    """What the options ask for; UsageError when they make no sense."""
+    from tpvpn.engine import Settings
+    from tpvpn.transport.tcp import parse_endpoint
+
+    wanted, policy = policy_and_wanted(arguments)
+    return Settings(
+        name=arguments.name,
+        client=socket.gethostname(),
+        endpoint=parse_endpoint(arguments.manager, arguments.tls_pin),
+        token=_token(arguments.token_file),
+        wanted=tuple(wanted),
+        policy=policy,
+    )
+
+
+def _token(file: str | None) -> bytes:
+    from tpvpn.proto.token import ANONYMOUS, parse_tokens
+
+    if file is None:
+        return next(iter(ANONYMOUS.values()))
+    try:
+        return next(iter(parse_tokens(Path(file).read_text()).values()))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read the token file {file}: {reason}") from error
+
+
+def _announce(ready_fd: int | None, command: _Command) -> None:
+    """Tell whoever waits that the session is ready, then start the command."""
+    _say("ready")
+    if ready_fd is not None:
+        with contextlib.suppress(OSError):
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+    if service := os.environ.get("NOTIFY_SOCKET"):  # sd_notify(3)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.sendto(b"READY=1", "\0" + service[1:] if service.startswith("@") else service)
+    command.start()
+
+
+def _say(text: str) -> None:
+    print(f"tpvpn: {text}", file=sys.stderr, flush=True)

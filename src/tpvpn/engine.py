@@ -1,0 +1,191 @@
+"""The story of a session: look, plan, reach the manager, open the device, route, follow every change, restore.
+
+It prints nothing and reads no option: it is given `Settings` and says what happens through `say`. Everything it does to
+the kernel goes through the helper, which undoes it when this process ends, however it ends.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from tpvpn import control, report
+from tpvpn.errors import LinkLostError, TpvpnError
+from tpvpn.helper.client import Claimed, HelperClient
+from tpvpn.proto.session import Offer
+from tpvpn.route.fib import View
+from tpvpn.route.netlink import Changes, ask, read_view
+from tpvpn.route.plan import Plan, Policy, Wanted, make_plan, operations
+from tpvpn.route.prefix import Prefix, Space
+from tpvpn.transport.stream import Stream
+from tpvpn.transport.tcp import Endpoint, dial, resolve
+from tpvpn.tunnel import Tunnel, shake_hands
+from tpvpn.wire import vnet
+
+QUEUE_LENGTH = 1000
+"""Packets that wait in each of the TUN's queues."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a session is to be; `client` is what this laptop calls itself."""
+
+    name: str
+    client: str
+    endpoint: Endpoint
+    token: bytes
+    wanted: tuple[Wanted, ...]
+    policy: Policy
+
+
+class Engine:
+    """One session; `run()` lasts as long as it does, and cancelling that ends it cleanly."""
+
+    def __init__(
+        self, settings: Settings, helper: Callable[[], Awaitable[HelperClient]], say: Callable[[str], None]
+    ) -> None:
+        self._settings, self._start_helper, self._say = settings, helper, say
+        self._since = datetime.now().astimezone()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._shadowed: dict[str, str] = {}
+
+    async def run(self, on_ready: Callable[[], None], quit: Callable[[], None]) -> None:
+        """Connect, call `on_ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
+        async with contextlib.AsyncExitStack() as stack:
+            changes = stack.enter_context(Changes())
+            addresses = await resolve(self._settings.endpoint)
+            view = await self._look(addresses)
+            await stack.enter_async_context(self._helped())
+            stream, early = await self._reach_manager(stack, addresses)
+            await self._open_device(stack, stream, early)
+            await self._route(view)
+            await stack.enter_async_context(control.serving(self._claimed.directory, self.status, quit))
+            on_ready()
+            await self._follow(changes)
+
+    async def _look(self, addresses: list[str]) -> View:
+        """Read the kernel's view and plan; ConflictError when the plan is to be refused."""
+        self._dialled = tuple((Prefix.host(address.partition("%")[0]), "the manager") for address in addresses)
+        view = await read_view()
+        self._plan = self._make_plan(view)
+        if not self._plan.ok:
+            raise report.refusal(self._plan)
+        return view
+
+    def _make_plan(self, view: View) -> Plan:
+        policy = self._settings.policy
+        return make_plan(view, self._settings.wanted, replace(policy, never=policy.never + self._dialled))
+
+    @contextlib.asynccontextmanager
+    async def _helped(self) -> AsyncGenerator[None]:
+        """The helper, with this session's name, device and table claimed; at the end it has undone everything."""
+        self._helper = await self._start_helper()
+        try:
+            self._claimed: Claimed = await self._helper.claim(self._settings.name)
+            yield
+        finally:
+            await self._helper.close()
+
+    async def _reach_manager(self, stack: contextlib.AsyncExitStack, addresses: list[str]) -> tuple[Stream, bytes]:
+        settings = self._settings
+        beyond = [address for address in addresses if not ipaddress.ip_address(address.partition("%")[0]).is_loopback]
+        if beyond and not settings.endpoint.tls:
+            self._say(
+                "warning: tcp:// protects the opening of the session, not its traffic: use tls:// where it matters"
+            )
+        stream, early = await dial(settings.endpoint, addresses)
+        stack.callback(stream.close)
+        offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
+        self._terms, early = await shake_hands(stream, early, settings.token, offer)
+        self._say(f"manager {self._terms.pod} at {settings.endpoint.authority} took us in")
+        return stream, early
+
+    async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> None:
+        """Open the TUN with the addresses that the manager gave, and let packets flow."""
+        terms = self._terms
+        tun, self._addresses = await self._helper.open_tun(
+            mtu=terms.mtu,
+            addresses=[address for address in (terms.ipv4, terms.ipv6) if address],
+            offload=bool(terms.offloads),
+            txqueuelen=QUEUE_LENGTH,
+        )
+        stack.callback(tun.close)
+        tun.set_offloads(tun.offloads & vnet.from_names(terms.offloads))
+        await self._helper.guard()
+        self._tunnel = Tunnel(stream, early, tun, terms, self._fail)
+        stack.callback(self._tunnel.close)
+        self._say(f"device {tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
+
+    async def _route(self, view: View) -> None:
+        """Bring the kernel to what the plan says, and ask it whether it agrees."""
+        steps = operations(self._plan, view, self._claimed.table, self._claimed.device)
+        await self._helper.apply(steps)
+        shadowed = await self._shadows()
+        for prefix in shadowed.keys() - self._shadowed.keys():
+            self._say(f"warning: {prefix} is {shadowed[prefix]}")
+        self._shadowed = shadowed
+
+    async def _shadows(self) -> dict[str, str]:
+        """What the kernel would not route as planned, and what takes it instead; by prefix."""
+        throws = Space(self._plan.throws)
+        expected = [(prefix, (Space([prefix]) - throws).prefixes(), True) for prefix in self._plan.routes]
+        expected += [(prefix, (prefix,), False) for prefix in self._plan.throws]
+        shadowed: dict[str, str] = {}
+        for prefix, parts, ours in expected:
+            answer = await ask(parts[0].address()) if parts else None
+            if parts and (answer is not None and answer.device == self._claimed.device) != ours:
+                shadowed[str(prefix)] = f"shadowed by {answer or 'nothing: the kernel has no route'}"
+        return shadowed
+
+    async def _follow(self, changes: Changes) -> None:
+        """Plan anew whenever the kernel's routing changed, until the link or the helper is gone."""
+        watching = asyncio.create_task(self._replan(changes))
+        try:
+            await asyncio.wait((watching, self._failed, self._helper.closed), return_when=asyncio.FIRST_COMPLETED)
+            if self._helper.closed.done():
+                raise LinkLostError("the root helper was ended, and with it the tunnel: connect again")
+            await (self._failed if self._failed.done() else watching)
+        finally:
+            watching.cancel()
+
+    async def _replan(self, changes: Changes) -> None:
+        async for _ in changes:
+            view = await read_view()
+            before, self._plan = self._plan, self._make_plan(view)
+            for old, new in zip(before.subnets, self._plan.subnets, strict=True):
+                if (old.verdict, old.routes) != (new.verdict, new.routes):
+                    because = ", ".join(f"{one.route} on {one.device}" for one in new.conflicts if not one.allowed)
+                    self._say(f"{new.wanted.prefix} is now {new.verdict}" + (f": {because}" if because else ""))
+            await self._route(view)
+
+    def _fail(self, error: TpvpnError) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    def status(self) -> dict[str, Any]:
+        """The session as `tpvpn status --output json` shows it."""
+        terms = self._terms
+        return {
+            "name": self._settings.name,
+            "state": "ready",
+            "since": self._since.isoformat(timespec="seconds"),
+            "pid": os.getpid(),
+            "manager": {
+                "endpoint": self._settings.endpoint.url,
+                "pod": terms.pod,
+                "session": terms.session,
+                "exit": terms.exit,
+                "mtu": terms.mtu,
+                "offloads": terms.offloads,
+            },
+            "device": self._claimed.device,
+            "table": self._claimed.table,
+            "addresses": list(self._addresses),
+            "traffic": asdict(self._tunnel.counters),
+            "shadowed": self._shadowed,
+            "plan": report.as_json(self._plan),
+        }
