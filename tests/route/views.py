@@ -61,7 +61,7 @@ def default_rules() -> tuple[Rule, ...]:
 def ordered(found: list[Rule]) -> tuple[Rule, ...]:
     """In the kernel's order: by preference, the earlier added first; a goto only jumps ahead."""
     kept = [rule for rule in found if rule.goto is None or rule.goto > rule.preference]
-    return tuple(sorted((*default_rules(), *kept), key=lambda rule: rule.preference))
+    return tuple(sorted((*default_rules(), *kept), key=lambda rule: (rule.version, rule.preference)))
 
 
 @st.composite

@@ -3,8 +3,9 @@
 Pure: a `View` in, values out; it knows nothing of what is wanted. Two steps.
 
 `reachable()` walks the rules as a local packet without a mark would and keeps the unicast routes of the tables it comes
-to, unless earlier rules answer for all of the route. Selectors that depend on the packet (source, uid, ports) let a
-rule match for some packets only: its routes count, but it answers for nothing.
+to, unless an earlier default, reject or local entry answers for all of the route (an earlier private route does not: it
+may go, and both are shown). Selectors that depend on the packet (source, uid, ports) let a rule match for some packets
+only: its routes count, but it answers for nothing.
 
 `classify()` drops the public ones: the default, and what a VPN puts together in its place. A device whose routes cover
 at least half of the unicast space has such a default in pieces: all that is broader than a /8 (IPv6 /7) is a piece, and
@@ -170,7 +171,7 @@ def alive(view: View, route: Route) -> bool:
 
 
 def answers(view: View, rule: Rule, routes: Iterable[Route]) -> Space:
-    """All addresses for which the rule decides, so that no later rule is asked."""
+    """All addresses for which the rule decides, so that no later rule is asked, but for those that are private."""
     if rule.action != "lookup":
         return Space([DEFAULT[rule.version]])
     best = dict[Prefix, Route]()
@@ -180,7 +181,8 @@ def answers(view: View, rule: Rule, routes: Iterable[Route]) -> Space:
     limit = -1 if rule.suppress_prefixlength is None else rule.suppress_prefixlength
 
     def passes(route: Route) -> bool:
-        return route.kind == "throw" or (route.kind in DELIVERING and route.prefix.length <= limit)
+        private = route.kind == "unicast" and route.prefix.length >= BROAD[rule.version]
+        return route.kind == "throw" or private or (route.kind in DELIVERING and route.prefix.length <= limit)
 
     space = Space()
     # From broad to narrow, so that a narrower prefix has the last word.

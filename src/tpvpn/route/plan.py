@@ -195,8 +195,8 @@ def throws(subnets: Iterable[Subnet], policy: Policy) -> tuple[Prefix, ...]:
 
 
 def nesting(wanted: Sequence[Wanted]) -> list[str]:
-    """A word on every two wanted subnets that share addresses."""
-    unique = list(dict.fromkeys(wanted))
+    """A word on service and pod subnets that share addresses."""
+    unique = [one for one in dict.fromkeys(wanted) if one.kind != "also"]
     return [
         f"the {inner.kind} subnet {inner.prefix} ({inner.source}) "
         + ("equals" if inner.prefix == outer.prefix else "lies inside")
@@ -215,6 +215,7 @@ def doubts(subnets: Iterable[Subnet], found: Sequence[Found], ipv6: bool) -> Ite
         if prefix.version == 6 and not ipv6:
             yield f"{prefix} is left out: IPv6 is switched off here (net.ipv6.conf.default.disable_ipv6)"
             continue
+        holed = set[str | None]()
         for one in overlapping(found, prefix):
             if one.standing == "idle":
                 yield (
@@ -222,11 +223,13 @@ def doubts(subnets: Iterable[Subnet], found: Sequence[Found], ipv6: bool) -> Ite
                     "it is no conflict now, and becomes one when the device is used"
                 )
             elif one.standing == "piece":
-                yield (
-                    f"{one} ({one.owner}) overlaps {prefix}, and is taken for a piece of the default route, since "
-                    f"{one.hop.device} leaves out only some holes of this private block: keep the VPN's own hosts "
-                    "in it with --never-proxy"
-                )
+                if one.hop.device not in holed:
+                    yield (
+                        f"{one} ({one.owner}) overlaps {prefix}, and is taken for a piece of the default route, since "
+                        f"{one.hop.device} leaves out only some holes of this private block: keep the VPN's own hosts "
+                        "in it with --never-proxy"
+                    )
+                holed.add(one.hop.device)
             elif not one.certain:
                 yield (
                     f"{one} ({one.owner}) overlaps {prefix}, but is only for packets that rule {one.rule.preference} "
