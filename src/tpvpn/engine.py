@@ -11,9 +11,10 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from tpvpn import control, report
+from tpvpn import report
 from tpvpn.errors import LinkLostError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.proto.session import Offer
@@ -53,8 +54,8 @@ class Engine:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._shadowed: dict[str, str] = {}
 
-    async def run(self, on_ready: Callable[[], None], quit: Callable[[], None]) -> None:
-        """Connect, call `on_ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
+    async def run(self, ready: asyncio.Event) -> None:
+        """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
         async with contextlib.AsyncExitStack() as stack:
             changes = stack.enter_context(Changes())
             addresses = await resolve(self._settings.endpoint)
@@ -63,8 +64,7 @@ class Engine:
             stream, early = await self._reach_manager(stack, addresses)
             await self._open_device(stack, stream, early)
             await self._route(view)
-            await stack.enter_async_context(control.serving(self._claimed.directory, self.status, quit))
-            on_ready()
+            ready.set()
             await self._follow(changes)
 
     async def _look(self, addresses: list[str]) -> View:
@@ -161,6 +161,11 @@ class Engine:
                     because = ", ".join(f"{one.route} on {one.device}" for one in new.conflicts if not one.allowed)
                     self._say(f"{new.wanted.prefix} is now {new.verdict}" + (f": {because}" if because else ""))
             await self._route(view)
+
+    @property
+    def directory(self) -> Path:
+        """Where the session keeps its state, once it is ready."""
+        return self._claimed.directory
 
     def _fail(self, error: TpvpnError) -> None:
         if not self._failed.done():

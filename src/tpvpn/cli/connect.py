@@ -9,7 +9,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
 from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
@@ -49,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
     """The session from start to end; the exit code."""
+    from tpvpn import control
     from tpvpn.engine import Engine
     from tpvpn.helper.client import HelperClient, start_helper
 
@@ -62,11 +63,14 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
         stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         command = _Command(argv, stopped)
         _handle_signals(command, stopped)
-        engine = Engine(_settings(arguments), helper, _say)
-        on_ready = partial(_announce, arguments.ready_fd, command)
-        running = asyncio.create_task(engine.run(on_ready, lambda: _stop(stopped, 0)))
-        await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
-        await command.end()
+        engine, ready = Engine(_settings(arguments), helper, _say), asyncio.Event()
+        running = asyncio.create_task(engine.run(ready))
+        if await _first(asyncio.create_task(ready.wait()), running, stopped):
+            async with control.serving(engine.directory, engine.status, partial(_stop, stopped, 0)):
+                _announce(arguments.ready_fd)
+                command.start()
+                await _first(running, stopped)
+                await command.end()
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
@@ -77,6 +81,12 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
     finally:
         if started:
             await started.close()
+
+
+async def _first(hoped: "asyncio.Future[Any]", *others: "asyncio.Future[Any]") -> bool:
+    """Wait for the first of them to be done; whether it is the one hoped for."""
+    await asyncio.wait((hoped, *others), return_when=asyncio.FIRST_COMPLETED)
+    return not any(other.done() for other in others)
 
 
 def _stop(stopped: "asyncio.Future[int]", code: int) -> None:
@@ -171,8 +181,8 @@ def _token(file: str | None) -> bytes:
         raise UsageError(f"cannot read the token file {file}: {reason}") from error
 
 
-def _announce(ready_fd: int | None, command: _Command) -> None:
-    """Tell whoever waits that the session is ready, then start the command."""
+def _announce(ready_fd: int | None) -> None:
+    """Tell whoever waits that the session is ready."""
     _say("ready")
     if ready_fd is not None:
         with contextlib.suppress(OSError):
@@ -181,7 +191,6 @@ def _announce(ready_fd: int | None, command: _Command) -> None:
     if service := os.environ.get("NOTIFY_SOCKET"):  # sd_notify(3)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.sendto(b"READY=1", "\0" + service[1:] if service.startswith("@") else service)
-    command.start()
 
 
 def _say(text: str) -> None:
