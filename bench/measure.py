@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from bench.summary import Figures, median, percentile
 from bench.ways import Way
 
+ATTEMPTS = 20  # to find iperf3's server free: it ends a client's test only when it hears that the client has left
 CLIENTS = 32  # HTTP requests under way at once
 PING_INTERVAL = 0.01
 # The flows use what most systems do, whatever this one is set to; a tunnel's own connection is the tunnel's affair.
@@ -37,7 +39,7 @@ def iperf(way: Way, *options: str, seconds: float) -> dict[str, Any]:
     """The `end` part of iperf3's report; a server still busy with the last client is asked again."""
     argv = ["iperf3", "--client", way.address, "--json", "--time", f"{seconds:g}", *options]
     report: dict[str, Any] = {"error": "not run"}
-    for _ in range(20):
+    for _ in range(ATTEMPTS):
         done = way.lab.run("laptop", argv, check=False, timeout=seconds + 30)
         report = json.loads(done.stdout)
         if "busy" not in report.get("error", ""):
@@ -94,18 +96,33 @@ def load(way: Way, effort: Effort) -> Figures:
     """Round trips while eight bulk flows run, from and to the laptop."""
     figures: Figures = {}
     for direction, options in DIRECTIONS.items():
-        bulk = ["iperf3", "--client", way.address, "--parallel", "8", "--time", "600", *CONGESTION, *options]
-        running = way.lab.popen("laptop", bulk, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            time.sleep(1.0)  # past slow start
+        with bulk_flows(way, options):
             times = round_trips(way, effort.pings)
-            if running.poll() is not None:
-                raise RuntimeError("iperf3 ended while it should be the load")
-        finally:
-            running.terminate()
-            running.wait(10)
         figures |= {f"ping_{direction}": median(times), f"ping_{direction}_p99": percentile(times, 99)}
     return figures
+
+
+@contextmanager
+def bulk_flows(way: Way, options: list[str]) -> Generator[None, None, None]:
+    """Eight flows that run until the end of the block, which begins when they are past slow start."""
+    argv = ["iperf3", "--client", way.address, "--parallel", "8", "--time", "600", *CONGESTION, *options]
+    running, attempts = _start_bulk(way, argv), 1
+    while running.poll() is not None and attempts < ATTEMPTS:
+        running, attempts = _start_bulk(way, argv), attempts + 1
+    try:
+        yield
+        if running.poll() is not None:
+            raise RuntimeError(f"iperf3, the load, ended: {way.lab.log('bulk').read_text().strip()[-200:]}")
+    finally:
+        running.terminate()
+        running.wait(10)
+
+
+def _start_bulk(way: Way, argv: list[str]) -> subprocess.Popen[Any]:
+    with way.lab.log("bulk").open("wb") as log:
+        running = way.lab.popen("laptop", argv, stdout=log, stderr=log)
+    time.sleep(1.0)
+    return running
 
 
 def cost(way: Way, effort: Effort) -> Figures:
