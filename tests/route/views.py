@@ -1,4 +1,4 @@
-"""Random views for hypothesis: few devices, few tables, prefixes that nest and touch, every kind of rule."""
+"""Random views for hypothesis: few devices, few tables, few prefixes, every kind of rule."""
 
 from hypothesis import strategies as st
 
@@ -11,11 +11,11 @@ TABLES = (254, 52, 100)
 
 @st.composite
 def prefixes(draw: st.DrawFn, version: int = 4) -> Prefix:
-    """In a space of 64 values below 10.0.0.0 and fd00::, at lengths from /4 to a host."""
+    """So few that most nest, touch or equal one another: two hosts in each quarter of 10.0.0.0/8 or fd00::/8."""
     top = 0x0A if version == 4 else 0xFD
     bits = BITS[version]
-    address = (top << (bits - 8)) | draw(st.integers(0, 63)) << (bits - 14) | draw(st.integers(0, 1))
-    length = draw(st.sampled_from((0, 4, 8, 9, 10, 11, 12, 14, bits - 1, bits)))
+    address = (top << (bits - 8)) | draw(st.integers(0, 3)) << (bits - 10) | draw(st.integers(0, 1))
+    length = draw(st.sampled_from((0, 4, 8, 8, 9, 9, 10, 10, bits - 1, bits)))
     return Prefix.around(version, address, length)
 
 
@@ -45,7 +45,7 @@ def rules(draw: st.DrawFn, version: int = 4) -> Rule:
         iif=draw(st.sampled_from((None, None, None, "lo", "eth0"))),
         mark=draw(st.sampled_from((None, None, None, 0, 0xCA6C))),
         inverted=draw(st.booleans()),
-        suppress_prefixlength=draw(st.sampled_from((None, None, 0, 8, 12))) if action == "lookup" else None,
+        suppress_prefixlength=draw(st.sampled_from((None, None, 0, 8, 9))) if action == "lookup" else None,
         goto=draw(st.integers(1, 50)) if action == "goto" else None,
     )
 

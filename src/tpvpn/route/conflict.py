@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from tpvpn.route.fib import DELIVERING, TPVPN_PROTOCOL, Nexthop, Route, Rule, View
+from tpvpn.route.fib import DELIVERING, TPVPN_PROTOCOL, Link, Nexthop, Route, Rule, View
 from tpvpn.route.owner import owner_of
 from tpvpn.route.prefix import BITS, DEFAULT, Prefix, Space
 
@@ -29,8 +29,9 @@ NEVER_WANTED = tuple(
     )
 )
 """This network, loopback, link-local and multicast (RFC 6890)."""
+NEVER = Space(NEVER_WANTED)
 UNICAST = {
-    4: Space(map(Prefix.parse, ("0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3"))) - Space(NEVER_WANTED),
+    4: Space(map(Prefix.parse, ("0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3"))) - NEVER,
     6: Space(map(Prefix.parse, ("2000::/3", "fc00::/7"))),
 }
 PRIVATE_BLOCKS = tuple(
@@ -58,11 +59,16 @@ class Found:
     prefix: Prefix
     route: Route
     hop: Nexthop
-    owner: str
+    link: Link | None
     standing: Literal["private", "idle", "piece"]
     """idle: the device has no carrier; piece: of a private block that a VPN's default includes but for some holes."""
     rule: Rule
     certain: bool
+
+    @property
+    def owner(self) -> str:
+        """Whose it is: "openvpn", "lan", …"""
+        return owner_of(self.route, self.hop, self.rule, self.link)
 
     def __str__(self) -> str:
         return str(replace(self.route, prefix=self.prefix, nexthops=(self.hop,)))
@@ -119,9 +125,11 @@ def reach(rule: Rule, view: View) -> Reach | None:
 
 def reachable(view: View) -> list[Candidate]:
     """All unicast routes that a packet of the host could choose, of both families."""
+    down = {link.name for link in view.links if not link.up}
     tables = defaultdict[tuple[int, int], list[Route]](list)
     for route in view.routes:
-        tables[route.prefix.version, route.table].append(route)
+        if route.kind != "unicast" or not route.nexthops or any(hop.device not in down for hop in route.nexthops):
+            tables[route.prefix.version, route.table].append(route)
     found = dict[tuple[Prefix, int], Candidate]()
     for version in DEFAULT:
         walk(view, version, tables, found)
@@ -146,10 +154,10 @@ def walk(
         if any(route.kind == "unicast" for route in table):
             # Sets are made only when a later table needs them: of the main table's 100,000 routes, most often never.
             for earlier, its_scope in waiting:
-                answered |= its_scope.limit(answers(view, earlier, tables.get((version, earlier.table), [])))
+                answered |= its_scope.limit(answers(earlier, tables.get((version, earlier.table), [])))
             waiting.clear()
         for route in table:
-            prefix = scope.clip(route.prefix) if chosen(view, rule, route) else None
+            prefix = scope.clip(route.prefix) if chosen(rule, route) else None
             if prefix is not None and prefix not in answered:
                 certain = scope.certain and rule.preference >= doubt
                 earlier_way = found.get((prefix, id(route)))
@@ -159,25 +167,19 @@ def walk(
             waiting.append((rule, scope))
 
 
-def chosen(view: View, rule: Rule, route: Route) -> bool:
+def chosen(rule: Rule, route: Route) -> bool:
     """Whether the rule's table may give this route to a packet."""
     suppressed = rule.suppress_prefixlength is not None and route.prefix.length <= rule.suppress_prefixlength
-    return route.kind == "unicast" and not suppressed and alive(view, route)
+    return route.kind == "unicast" and not suppressed
 
 
-def alive(view: View, route: Route) -> bool:
-    """Whether any way out of the route is up."""
-    return not route.nexthops or any(map(view.usable, route.nexthops))
-
-
-def answers(view: View, rule: Rule, routes: Iterable[Route]) -> Space:
+def answers(rule: Rule, routes: Iterable[Route]) -> Space:
     """All addresses for which the rule decides, so that no later rule is asked, but for those that are private."""
     if rule.action != "lookup":
         return Space([DEFAULT[rule.version]])
     best = dict[Prefix, Route]()
     for route in sorted(routes, key=lambda route: -route.metric):
-        if route.kind != "unicast" or alive(view, route):
-            best[route.prefix] = route
+        best[route.prefix] = route
     limit = -1 if rule.suppress_prefixlength is None else rule.suppress_prefixlength
 
     def passes(route: Route) -> bool:
@@ -197,7 +199,7 @@ def classify(view: View) -> list[Found]:
     links = {link.name: link for link in view.links}
     ways = list[tuple[Candidate, Nexthop]]()
     for candidate in reachable(view):
-        if candidate.prefix.is_default or any(never.contains(candidate.prefix) for never in NEVER_WANTED):
+        if candidate.prefix.is_default or candidate.prefix in NEVER:
             continue
         for hop in candidate.route.nexthops or (Nexthop(),):
             link = links.get(hop.device or "")
@@ -216,7 +218,7 @@ def classify(view: View) -> list[Found]:
         link = links.get(hop.device or "")
         idle = link is not None and not link.carrier
         standing = "piece" if parts is not None and prefix in parts else "idle" if idle else "private"
-        found.append(Found(prefix, route, hop, owner_of(route, hop, rule, link), standing, rule, certain))
+        found.append(Found(prefix, route, hop, link, standing, rule, certain))
     return found
 
 
