@@ -95,9 +95,7 @@ def summary(plan: Plan) -> str:
     total = f"{len(plan.subnets)} subnet{'s' if len(plan.subnets) > 1 else ''}"
     count = Counter(subnet.verdict for subnet in plan.subnets)
     if not plan.ok:
-        return (
-            f"connect would refuse, and change nothing: {count['conflict']} of {total} in conflict with private routes."
-        )
+        return f"connect would refuse: {count['conflict']} of {total} in conflict with private routes."
     parts = [f"{count[verdict]} {verdict}" for verdict in COLOURS if count[verdict]]
     return f"connect would go ahead: of {total}, {', '.join(parts)}."
 
