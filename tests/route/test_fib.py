@@ -35,7 +35,7 @@ def brute_force(view: View, destination: Prefix) -> Answer:
         if failed[0] or any(failed[1:]) != rule.inverted:
             return decide(index + 1)
         if rule.action == "goto":
-            ahead = [i for i, r in enumerate(view.rules) if r.preference >= (rule.goto or 0)]
+            ahead = [i for i in range(index, len(view.rules)) if view.rules[i].preference >= (rule.goto or 0)]
             exists = any(r.preference == rule.goto and r.version == rule.version for r in view.rules)
             return decide(ahead[0] if exists else index + 1)
         if rule.action in ("nop",):
