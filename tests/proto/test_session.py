@@ -14,7 +14,7 @@ from tpvpn.proto.session import ClientHandshake, ManagerHandshake, Offer, Refuse
 TOKEN = b"0123456789abcdef"
 NO_TLS = bytes(32)
 OFFER = Offer("laptop", None, None, ["checksum", "tso4"])
-TERMS = Terms("s1", "246.0.0.1", "fd00::1", 1500, ["checksum"], {"ipv4": "kernel", "ipv6": None}, "pod-0")
+TERMS = Terms("s1", "246.0.0.1", "fd74:7076:706e::1", 1500, ["checksum"], {"ipv4": "kernel", "ipv6": None}, "pod-0")
 
 
 def client(token: bytes = TOKEN, certificate: bytes = NO_TLS) -> ClientHandshake:

@@ -4,6 +4,7 @@ Whatever is wrong with a payload is one ProtocolError; nothing here trusts a len
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -24,7 +25,8 @@ def decode(payload: bytes) -> Message:
         message: object = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the other end sent a control frame that is not JSON: {payload[:60]!r}") from error
-    if not isinstance(message, dict) or not isinstance(cast(Message, message).get("type"), str):
+    kind = cast(Message, message).get("type") if isinstance(message, dict) else None
+    if not isinstance(kind, str) or not re.fullmatch("[a-z_-]{1,32}", kind):  # errors and logs show it
         raise ProtocolError(f"the other end sent a control frame without a type: {payload[:60]!r}")
     return cast(Message, message)
 
@@ -44,7 +46,7 @@ def optional(message: Message, name: str, kind: type[T]) -> T | None:
 
 def numbers(message: Message, name: str) -> list[int]:
     """The member `name` as a list of integers."""
-    return [value for value in cast(list[object], member(message, name, list)) if isinstance(value, int)]
+    return [value for value in cast(list[object], member(message, name, list)) if type(value) is int]
 
 
 def printable(text: str, length: int) -> str:

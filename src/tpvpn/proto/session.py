@@ -23,12 +23,19 @@ from typing import Any, cast
 
 from tpvpn.errors import ManagerError, ProtocolError
 from tpvpn.proto import message
-from tpvpn.wire import frame
+from tpvpn.wire import frame, vnet
+from tpvpn.wire.vnet import Offload
 
 VERSIONS = (1,)
 NONCE_LENGTH = 32
+SPACE4 = ipaddress.IPv4Network("246.0.0.0/12")
+SPACE6 = ipaddress.IPv6Network("fd74:7076:706e::/48")
+"""Where the addresses of sessions come from (class E, and a ULA). A client takes no others: they configure the laptop,
+and could be those of its LAN, of a host inside its VPN or of the cluster."""
 _CLIENT, _MANAGER = b"tpvpn 1 client", b"tpvpn 1 manager"
 _NO_PROOF = "0" * 64
+Space = ipaddress.IPv4Network | ipaddress.IPv6Network
+_LEAST_MTU4, _LEAST_MTU6 = 576, 1280  # RFC 791 section 3.2, RFC 8200 section 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +136,15 @@ class ManagerHandshake:
             raise ProtocolError(f"the client began with {hello['type']!r} instead of a hello")
         version = message.member(hello, "version", int)
         if version not in VERSIONS:
-            raise ProtocolError(f"the client speaks protocol version {version}, this manager {_listed(VERSIONS)}")
+            raise ProtocolError(
+                f"the client speaks protocol version {_listed([version])}, this manager {_listed(VERSIONS)}"
+            )
         _nonce(hello)
         offer = Offer(
             name=message.printable(message.member(hello, "name", str), 64),
             ipv4=_address(hello, "ipv4", 4),
             ipv6=_address(hello, "ipv6", 6),
-            offloads=message.texts(hello, "offloads"),
+            offloads=_offloads(hello),
         )
         # Every token is tried, whatever the others gave: the time taken tells nothing of which was right.
         matching = [name for name, one in self._transcripts.items() if one.matches(_CLIENT, payload, hello)]
@@ -172,6 +181,9 @@ class _Transcript:
 
     def matches(self, label: bytes, payload: bytes, what: message.Message) -> bool:
         proof = message.member(what, "proof", str)
+        # One of another length, or spelled with escapes, is none of ours; in its place zeros might not fit the frame.
+        if len(proof) != len(_NO_PROOF) or proof.encode(errors="replace") not in payload:
+            return False
         expected = self._proof(label, _exchange(payload, proof, _NO_PROOF))
         return hmac.compare_digest(proof.encode(errors="replace"), expected.encode())
 
@@ -183,43 +195,78 @@ class _Transcript:
 
 def _exchange(payload: bytes, old: str, new: str) -> bytes:
     """The payload with its last `old` made `new`: the proof is its last member."""
-    before, _, after = payload.rpartition(old.encode(errors="replace")) if old else (payload, b"", b"")
+    before, _, after = payload.rpartition(old.encode(errors="replace"))
     return before + new.encode() + after
 
 
 def _terms(welcome: message.Message) -> Terms:
-    mtu = message.member(welcome, "mtu", int)
-    if not 576 <= mtu <= 65_535:
-        raise ProtocolError(f"the manager names an MTU of {mtu} bytes")
-    ipv4, ipv6 = _address(welcome, "ipv4", 4), _address(welcome, "ipv6", 6)
+    """The terms in a welcome; ProtocolError when following them could harm the laptop."""
+    ipv4, ipv6 = _own_address(welcome, "ipv4", SPACE4), _own_address(welcome, "ipv6", SPACE6)
     if ipv4 is None and ipv6 is None:
         raise ProtocolError("the manager gives no address")
+    mtu = message.member(welcome, "mtu", int)
+    if not (_LEAST_MTU6 if ipv6 else _LEAST_MTU4) <= mtu <= 65_535:
+        raise ProtocolError(f"the manager names an MTU of {str(mtu)[:20]} bytes")
     return Terms(
-        session=message.member(welcome, "session", str),
+        session=message.printable(message.member(welcome, "session", str), 64),
         ipv4=ipv4,
         ipv6=ipv6,
         mtu=mtu,
-        offloads=message.texts(welcome, "offloads"),
-        exit=cast(dict[str, str | None], message.member(welcome, "exit", dict)),
-        pod=message.member(welcome, "pod", str),
+        offloads=_offloads(welcome),
+        exit=_exit(welcome),
+        pod=message.printable(message.member(welcome, "pod", str), 253),
         facts=cast(dict[str, Any], message.member(welcome, "facts", dict)),
         config=cast(dict[str, Any], message.member(welcome, "config", dict)),
         linger=message.member(welcome, "linger", int),
     )
 
 
+def _exit(welcome: message.Message) -> dict[str, str | None]:
+    given = cast(dict[str, object], message.member(welcome, "exit", dict))
+    kinds: dict[str, str | None] = {}
+    for family in ("ipv4", "ipv6"):
+        kind = given.get(family)
+        if not isinstance(kind, str | None):
+            raise ProtocolError(f"the manager names no kind of exit for {family}")
+        kinds[family] = kind and message.printable(kind, 32)
+    return kinds
+
+
+def _offloads(what: message.Message) -> list[str]:
+    """The offloads named, but for those that a kernel takes only beside others (set_offload in drivers/net/tun.c)."""
+    named = vnet.from_names(message.texts(what, "offloads"))
+    if not named & (Offload.TSO4 | Offload.TSO6):
+        named &= ~Offload.ECN
+    if (both := Offload.USO4 | Offload.USO6) not in named:
+        named &= ~both
+    return vnet.names(named) if Offload.CHECKSUM in named else []
+
+
 def _address(what: message.Message, name: str, version: int) -> str | None:
-    """An address that a host may have: an interface is configured with it."""
+    """The address in a member, or None when it is null; ProtocolError when it is none or has a zone."""
     text = message.optional(what, name, str)
     if text is None:
         return None
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.IPv4Address(text) if version == 4 else ipaddress.IPv6Address(text)
     except ValueError as error:
-        raise ProtocolError(f"the {what['type']} of the other end names {text[:60]!r} as its {name} address") from error
-    if address.version != version or address.is_loopback or address.is_multicast or address.is_unspecified:
-        raise ProtocolError(f"the {what['type']} of the other end names {text[:60]!r} as its {name} address")
+        raise _no_address(what, name) from error
+    if "%" in text:
+        raise _no_address(what, name)
     return str(address)
+
+
+def _own_address(welcome: message.Message, name: str, space: Space) -> str | None:
+    address = _address(welcome, name, space.version)
+    if address is not None and ipaddress.ip_address(address) not in space:
+        raise ProtocolError(
+            f"the manager gives this laptop {address}, which may be another host's: it is not in {space}"
+        )
+    return address
+
+
+def _no_address(what: message.Message, name: str) -> ProtocolError:
+    return ProtocolError(f"the {what['type']} of the other end names {str(what[name])[:60]!r} as its {name} address")
 
 
 def _nonce(what: message.Message) -> None:
@@ -229,4 +276,5 @@ def _nonce(what: message.Message) -> None:
 
 
 def _listed(versions: Sequence[int]) -> str:
-    return " and ".join(map(str, versions)) or "none"
+    """As far as it fits a sentence: they come from outside."""
+    return " and ".join(str(version)[:20] for version in versions[:8]) or "none"
