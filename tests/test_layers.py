@@ -21,13 +21,23 @@ LAYERS = {
 
 DOORS = {
     "pyroute2": {"route.netlink", "lab"},
-    "netaddr": {"route.prefix"},
     "uvloop": {"cli", "manager"},
     "kubernetes_asyncio": {"kube.api"},
     "scapy": set[str](),
 }
 
-STANDARD_LIBRARY_ONLY = ("errors", "wire", "proto", "tun", "netlink", "nfnetlink", "link", "pump", "transport", "manager")
+STANDARD_LIBRARY_ONLY = (
+    "errors",
+    "wire",
+    "proto",
+    "tun",
+    "netlink",
+    "nfnetlink",
+    "link",
+    "pump",
+    "transport",
+    "manager",
+)
 
 MODULES = sorted(SOURCE.rglob("*.py"))
 
@@ -53,7 +63,9 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
-            found |= {module} | {f"{module}.{alias.name}" for alias in node.names if (SOURCE.parent / module.replace(".", "/")).is_dir()}
+            found |= {module} | {
+                f"{module}.{alias.name}" for alias in node.names if (SOURCE.parent / module.replace(".", "/")).is_dir()
+            }
     return found
 
 
@@ -64,7 +76,9 @@ def test_imports_point_down(path: Path) -> None:
         return
     place = under(name, LAYERS)
     if place is None:
-        assert path.name == "__init__.py", f"{name} has no layer: give it one in tests/test_layers.py and docs/architecture.md"
+        assert path.name == "__init__.py", (
+            f"{name} has no layer: give it one in tests/test_layers.py and docs/architecture.md"
+        )
         return
     for imported in imports_of(path):
         if imported.startswith("tpvpn."):

@@ -4,22 +4,22 @@ import argparse
 import os
 import sys
 
+from tpvpn.cli import Commands
 from tpvpn.lab.lab import Lab
 from tpvpn.lab.topology import POD_CIDR, PODS, SERVICE_CIDR, SERVICES, VPN_HOSTS, VPNS, WHERE, Where
 
 
-# argparse names the type of add_subparsers' value only in private.
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(commands: Commands) -> None:
     """Add `lab` and its three commands."""
     summary = "a laptop on a VPN, a node and a cluster in network namespaces of this machine"
-    lab = subparsers.add_parser("lab", help=summary, description=f"Build {summary}.")
-    commands = lab.add_subparsers(dest="lab_command", required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="build the lab and start a traffic manager on its node")
+    lab = commands.add_parser("lab", help=summary, description=f"Build {summary}.")
+    verbs = lab.add_subparsers(dest="lab_command", required=True, metavar="COMMAND")
+    up = verbs.add_parser("up", help="build the lab and start a traffic manager on its node")
     up.add_argument("--vpn", choices=VPNS, default="routes", help="what covers 10.0.0.0/8 on the laptop (routes)")
     up.add_argument("--ipv6", action=argparse.BooleanOptionalAction, default=True, help="with IPv6 everywhere")
     up.add_argument("--manager", action=argparse.BooleanOptionalAction, default=True, help="start a traffic manager")
-    down = commands.add_parser("down", help="take the lab down, with every process it started")
-    shell = commands.add_parser("shell", help="a shell, or a command, inside the lab (on the laptop)")
+    down = verbs.add_parser("down", help="take the lab down, with every process it started")
+    shell = verbs.add_parser("shell", help="a shell, or a command, inside the lab (on the laptop)")
     for command in (up, down, shell):
         command.add_argument("--prefix", default="tpvpn", help="name of the lab, when there are several (tpvpn)")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="[laptop|vpn|node|cluster] [-- CMD]")

@@ -3,15 +3,15 @@
 import argparse
 import os
 import sys
-from typing import Any
 
+from tpvpn.cli import Commands
 from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
 from tpvpn.errors import ConflictError
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(commands: Commands) -> None:
     """Add the command to the program's."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = commands.add_parser(
         "plan",
         help="show what connect would route, and every conflict with its way out",
         description="Show what connect would route, and every conflict with its way out. Changes nothing, needs no "
