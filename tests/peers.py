@@ -1,0 +1,303 @@
+"""Both ends of the wire as tests play them, well or ill: blocking sockets and real processes in a lab's namespaces."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.packet import Packet
+
+from pod import inside
+from tpvpn.lab import Lab
+from tpvpn.proto import message
+from tpvpn.proto.session import ClientHandshake, Offer, Terms
+from tpvpn.transport.stream import NO_CERTIFICATE
+from tpvpn.wire import frame
+
+ROOT = Path(__file__).parents[1]
+NODE, POD = "192.0.2.10", "10.132.0.10"
+UPGRADE = b"GET /v1/session HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tpvpn\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tpvpn\r\n\r\n"
+_labs = 0
+
+
+def eventually(condition: Callable[[], bool], seconds: float, what: str = "") -> None:
+    """Wait for a condition, which must hold before the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A lab of the module's own, without a manager."""
+    global _labs
+    _labs += 1
+    with Lab(f"tv{os.getpid()}p{_labs}") as lab:
+        yield lab
+
+
+# -- the wire ----------------------------------------------------------------------------------------------------------
+
+
+class Wire:
+    """Frames on a connected socket; what is waited for must come within `patience` seconds."""
+
+    patience = 5.0
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self._decoder = frame.Decoder()
+        self._frames: deque[tuple[int, bytes]] = deque()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def send(self, kind: int, payload: bytes) -> None:
+        self.socket.sendall(frame.encode(kind, payload))
+
+    def say(self, kind: str, **members: object) -> None:
+        self.send(frame.CONTROL, message.encode(kind, **members))
+
+    def head(self) -> bytes:
+        """The head of an HTTP message; frames may follow it."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self._receive()
+        head, _, rest = data.partition(b"\r\n\r\n")
+        self._decoder.receive(rest)
+        return head
+
+    def receive(self, patience: float = patience) -> tuple[int, bytes]:
+        """The next frame; EOFError at the end, TimeoutError when none comes."""
+        deadline = time.monotonic() + patience
+        while True:
+            self._frames += self._decoder.frames()
+            if self._frames:
+                return self._frames.popleft()
+            self._decoder.receive(self._receive(max(0.01, deadline - time.monotonic())))
+
+    def hear(self, kind: str = "") -> message.Message:
+        """The next control message, of the kind if one is named."""
+        while True:
+            what, payload = self.receive()
+            if what == frame.CONTROL:
+                heard = message.decode(payload)
+                assert not kind or heard["type"] == kind, heard
+                return heard
+
+    def _receive(self, patience: float = patience) -> bytes:
+        self.socket.settimeout(patience)
+        if not (data := self.socket.recv(1 << 18)):
+            raise EOFError
+        return data
+
+
+def ended(connected: socket.socket, seconds: float) -> float:
+    """Wait for the other end to close, whatever it says before; how long that took."""
+    began = time.monotonic()
+    connected.settimeout(seconds)
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while connected.recv(1 << 16):
+            connected.settimeout(max(0.01, began + seconds - time.monotonic()))
+    return time.monotonic() - began
+
+
+class Client(Wire):
+    """A client that is taken in: bare packets unless it offers offloads."""
+
+    terms: Terms
+
+    def shake_hands(self, token: bytes, offer: Offer, certificate: bytes = NO_CERTIFICATE) -> None:
+        self.upgrade()
+        handshake = ClientHandshake(token, certificate, secrets.token_bytes(32), offer)
+        while handshake.terms is None:
+            if answer := handshake.receive(self.receive()[1]):
+                self.send(frame.CONTROL, answer)
+        self.terms = handshake.terms
+
+    def upgrade(self) -> None:
+        self.socket.sendall(UPGRADE)
+        assert b" 101 " in self.head()
+
+    def packet(self, packet: Packet) -> None:
+        self.send(frame.PACKET, bytes(packet))
+
+    def next_packet(self, patience: float = Wire.patience) -> Packet | None:
+        """The next packet for this client; None when none comes."""
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(TimeoutError):
+            while True:
+                kind, payload = self.receive(max(0.01, deadline - time.monotonic()))
+                if kind == frame.PACKET and payload[0] >> 4 == 4:
+                    return IP(payload)
+        return None
+
+    def echo(self, address: str = POD) -> bool:
+        """Whether an address answers a ping through the tunnel."""
+        number = secrets.randbits(16)
+        self.packet(IP(src=self.terms.ipv4, dst=address) / ICMP(id=number))
+        answer = self.next_packet(2)
+        return answer is not None and ICMP in answer and (answer[ICMP].type, answer[ICMP].id) == (0, number)
+
+    def answers(self) -> bool:
+        """Whether the manager answers a ping of its own."""
+        number = secrets.randbits(30)
+        self.say("ping", id=number)
+        return self.hear("pong")["id"] == number
+
+
+def dial(lab: Lab, address: tuple[str, int]) -> socket.socket:
+    """A connection from the laptop."""
+    with inside(lab.namespace("laptop")):
+        return socket.create_connection(address, timeout=5)
+
+
+# -- the manager -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _zipapp() -> tuple[Path, object]:
+    """A copy of the manager's zipapp as the script builds it: no other test's building disturbs it."""
+    subprocess.run([ROOT / "scripts" / "build-manager"], check=True, capture_output=True)
+    directory = tempfile.TemporaryDirectory(prefix="tpvpn-tests-")
+    return Path(shutil.copy(ROOT / "dist" / "tpvpn-manager.pyz", directory.name)), directory
+
+
+def zipapp_command(*options: str) -> list[str]:
+    """The manager with nothing but the standard library."""
+    return [sys.executable, "-I", "-S", str(_zipapp()[0]), "manager", *options]
+
+
+@dataclass
+class Manager:
+    """A running manager process."""
+
+    lab: Lab
+    process: subprocess.Popen[bytes]
+    logged: Path
+    address: tuple[str, int]
+    token: bytes
+    tls: tuple[ssl.SSLContext, bytes] | None = None
+
+    @property
+    def authority(self) -> str:
+        return f"{self.address[0]}:{self.address[1]}"
+
+    def log(self) -> str:
+        return self.logged.read_text()
+
+    def says(self, pattern: str, seconds: float = 3) -> None:
+        """Wait for a line in the log."""
+        eventually(lambda: re.search(pattern, self.log()) is not None, seconds, f"{pattern!r} in\n{self.log()[-2000:]}")
+
+    def dial(self) -> socket.socket:
+        return dial(self.lab, self.address)
+
+    @contextlib.contextmanager
+    def session(self, token: bytes | None = None, name: str = "laptop", **offer: object) -> Iterator[Client]:
+        """A session of an honest client."""
+        connected, certificate = self.dial(), NO_CERTIFICATE
+        if self.tls:
+            connected, certificate = self.tls[0].wrap_socket(connected), self.tls[1]
+        with contextlib.closing(Client(connected)) as client:
+            client.shake_hands(self.token if token is None else token, Offer(name, **offer), certificate)  # type: ignore[arg-type]
+            yield client
+
+    def get(self, path: str, method: str = "GET", head: str = "") -> tuple[int, str, str]:
+        """Status, head and body of an HTTP answer."""
+        with self.dial() as connected:
+            connected.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
+            answer = b"".join(iter(lambda: connected.recv(65536), b"")).decode()
+        top, _, body = answer.partition("\r\n\r\n")
+        return int(top.split()[1]), top, body
+
+    def metrics(self) -> dict[str, int]:
+        lines = self.get("/metrics")[2].splitlines()
+        return {name: int(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
+
+    def rss(self) -> int:
+        """Resident memory in KiB."""
+        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
+        assert found
+        return int(found[1])
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+@contextlib.contextmanager
+def running_manager(
+    lab: Lab, directory: Path, *options: str, token: bytes = b"token-of-ann", host: str = NODE
+) -> Iterator[Manager]:
+    """A manager on the lab's node that takes `token`, or none when the options say so themselves."""
+    if not {"--insecure", "--token-file"} & set(options):
+        (directory / "tokens").write_bytes(b"ann: " + token + b"\n")
+        options = (*options, "--token-file", str(directory / "tokens"))
+    logged = directory / f"manager-{secrets.token_hex(4)}.log"
+    command = lab.command("node", zipapp_command("--listen", f"{host}:0", "--exit", "kernel", *options))
+    with logged.open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        listening = re.compile(r"listening on \S+ port (\d+)")
+        eventually(lambda: process.poll() is not None or listening.search(logged.read_text()) is not None, 10)
+        found = listening.search(logged.read_text())
+        assert found, logged.read_text()
+        yield Manager(lab, process, logged, (host.strip("[]"), int(found[1])), token)
+        assert "Traceback" not in logged.read_text(), logged.read_text()
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# -- certificates ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate and its key, as files."""
+
+    certificate: Path
+    key: Path
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate.read_text())).digest()
+
+    @property
+    def pin(self) -> str:
+        return f"sha256:{self.digest.hex()}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return "--tls-cert", str(self.certificate), "--tls-key", str(self.key)
+
+
+def self_signed(directory: Path, name: str, alternatives: str = f"IP:{NODE}") -> Certificate:
+    """A certificate signed by itself, as openssl makes it."""
+    made = Certificate(directory / f"{name}.crt", directory / f"{name}.key")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    files = ["-keyout", str(made.key), "-out", str(made.certificate)]
+    request = ["openssl", "req", "-x509", *curve, "-subj", f"/CN={name}", "-addext", f"subjectAltName={alternatives}"]
+    subprocess.run([*request, *files], check=True, capture_output=True)
+    return made
