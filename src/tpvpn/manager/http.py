@@ -6,6 +6,8 @@ from tpvpn.errors import ProtocolError
 from tpvpn.transport.upgrade import MAX_HEAD, PROTOCOL
 
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 426: "Upgrade Required"}
+# What RFC 9110 wants to stand beside a status (sections 15.5.6 and 15.5.22).
+_FIELDS = {405: "Allow: GET, HEAD\r\n", 426: f"Upgrade: {PROTOCOL}\r\n"}
 
 SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n".encode()
 
@@ -46,11 +48,10 @@ def _begins_like_a_request(line: bytes) -> bool:
     return len(method) <= 16 and (not method or (method.isalpha() and method.isupper()))
 
 
-def response(status: int, text: str) -> bytes:
-    """A whole response with a plain text, after which the connection ends."""
+def response(status: int, text: str, *, head: bool = False) -> bytes:
+    """A whole response with a plain text, after which the connection ends; without it when only the head was asked."""
     body = text.encode()
-    upgrade = f"Upgrade: {PROTOCOL}\r\n" if status == 426 else ""
     return (
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n{upgrade}\r\n"
-    ).encode() + body
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n{_FIELDS.get(status, '')}\r\n"
+    ).encode() + (b"" if head else body)

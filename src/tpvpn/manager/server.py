@@ -126,6 +126,7 @@ class Server:
         if len(self._strangers) > MAX_STRANGERS:
             oldest = next(iter(self._strangers))
             del self._strangers[oldest]
+            self.counted.refused += 1
             oldest.cancel()
 
     def _leave(self) -> None:
@@ -136,33 +137,52 @@ class Server:
     async def _secure(self, connected: socket.socket, tls: tuple[ssl.SSLContext, bytes]) -> TlsStream:
         context, certificate = tls
         secured = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
-        await tls_handshake(secured)
+        try:
+            await tls_handshake(secured)
+        except BaseException:
+            secured.close()
+            raise
         return TlsStream(secured, certificate)
 
     async def _accept(self, stream: Stream, peer: str) -> tuple[Session, bytes] | None:
         """Read the request; a session and the bytes behind its hello, or None when it was answered in full."""
-        data = b""
-        while (request := http.parse(data)) is None:
-            more = await stream.receive(MAX_HEAD)
-            if not more:
-                return None
-            data += more
+        request = await self._request(stream)
+        if request is None:
+            return None
         if request.path == PATH and request.upgrade and request.method == "GET":
             await stream.send_all(http.SWITCH)
             return await self._shake_hands(stream, request.rest, peer)
         await stream.send_all(self._answer(request))
         return None
 
+    async def _request(self, stream: Stream) -> http.Request | None:
+        """The request's head; None when the client leaves before it is whole."""
+        data = b""
+        try:
+            while (request := http.parse(data)) is None:
+                more = await stream.receive(MAX_HEAD)
+                if not more:
+                    return None
+                data += more
+        except ProtocolError:
+            await stream.send_all(http.response(400, "this is no HTTP/1 request\n"))
+            raise
+        return request
+
     def _answer(self, request: http.Request) -> bytes:
+        status, text = self._content(request)
+        return http.response(status, text, head=request.method == "HEAD")
+
+    def _content(self, request: http.Request) -> tuple[int, str]:
         if request.method not in ("GET", "HEAD"):
-            return http.response(405, "only GET is served here\n")
+            return 405, "only GET is served here\n"
         if request.path == "/healthz":
-            return http.response(200, "ok\n")
+            return 200, "ok\n"
         if request.path == "/metrics":
-            return http.response(200, self._metrics())
+            return 200, self._metrics()
         if request.path == PATH:
-            return http.response(426, "ask for an upgrade to tpvpn\n")
-        return http.response(404, "nothing here\n")
+            return 426, "ask for an upgrade to tpvpn\n"
+        return 404, "nothing here\n"
 
     def _metrics(self) -> str:
         running = [session.counters for session in self.sessions.values()]
@@ -203,7 +223,11 @@ class Server:
         if len(self.sessions) >= MAX_SESSIONS:
             raise ManagerError(f"this manager is full: it has {MAX_SESSIONS} sessions")
         place = self.exit.add_session(offer.ipv4, offer.ipv6, offload=bool(offer.offloads))
-        place.tun.set_offloads(place.tun.offloads & vnet.from_names(offer.offloads))
+        try:
+            place.tun.set_offloads(place.tun.offloads & vnet.from_names(offer.offloads))
+        except OSError:
+            place.close()
+            raise
         return place
 
     def _terms(self, session: Session) -> Terms:
