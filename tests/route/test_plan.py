@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from textview import DEVICE, TABLE, apply, plan_of
 from views import default_rules, prefixes, views
 
-from tpvpn.errors import TpvpnError, UsageError
+from tpvpn.errors import UsageError
 from tpvpn.route.fib import Link, Nexthop, Route, Rule, View
-from tpvpn.route.plan import BASE_TABLE, SESSIONS, Plan, Policy, Wanted, free_table, make_plan, operations
+from tpvpn.route.plan import Plan, Policy, Wanted, make_plan, operations
 from tpvpn.route.prefix import BITS, Prefix, Space
 
 PRIVATE = tuple(map(Prefix.parse, ("10.0.0.0/8", "fd00::/8")))
@@ -184,15 +184,6 @@ def test_two_sessions_leave_each_other_alone() -> None:
     )
     assert str(both.lookup("10.140.0.1")) == "10.140.0.0/16 dev tpvpn1"
     assert operations(one, both, TABLE, DEVICE) == [] == operations(other, both, TABLE + 1, "tpvpn1")
-
-
-def test_free_table() -> None:
-    assert free_table(View()) == BASE_TABLE
-    used = View((Rule(4, 1, table=BASE_TABLE),), (Route(PRIVATE[0], BASE_TABLE + 1),))
-    assert free_table(used) == BASE_TABLE + 2
-    full = View(tuple(Rule(4, 1, table=BASE_TABLE + number) for number in range(SESSIONS)))
-    with pytest.raises(TpvpnError, match="cleanup"):
-        free_table(full)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol
-from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request, Undo
+from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request
 from tpvpn.route.plan import Operation
 from tpvpn.tun import Tun
 from tpvpn.wire.vnet import Offload
@@ -76,11 +76,6 @@ class HelperClient:
         """Do the operations in order; up to the first that fails, which is the error."""
         for some in _chunks(operations):
             await self._ask(Apply(some))
-
-    async def undo(self, operations: Sequence[Operation]) -> None:
-        """Do the inverses of the operations, in reverse."""
-        for some in reversed(_chunks(operations)):
-            await self._ask(Undo(some))
 
     async def close(self) -> None:
         """Let the helper undo everything and end; returns when it has."""

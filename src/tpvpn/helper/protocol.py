@@ -10,7 +10,7 @@ their own and nothing more. Operations have the same JSON in the journal.
                                                      {"device": …, "offloads": …, "addresses": […]}
                                                      and the descriptors of its two queues
     {"request": "guard"}                             {}
-    {"request": "apply" or "undo", "operations": […]}
+    {"request": "apply", "operations": […]}
                                                      {}
     anything that is not done                        {"error": "PrivilegeError", "message": …}
 """
@@ -71,14 +71,7 @@ class Apply:
     operations: tuple[Operation, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Undo:
-    """Do the inverses of these operations, in reverse."""
-
-    operations: tuple[Operation, ...]
-
-
-Request = Claim | OpenTun | Guard | Apply | Undo
+Request = Claim | OpenTun | Guard | Apply
 
 
 def _text(limit: int) -> Decoder:
@@ -228,7 +221,6 @@ _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
     ),
     "guard": (Guard, _record(Guard, {})),
     "apply": (Apply, _record(Apply, {"operations": _OPERATIONS})),
-    "undo": (Undo, _record(Undo, {"operations": _OPERATIONS})),
 }
 _NAMES = {kind: name for name, (kind, _) in _REQUESTS.items()}
 
@@ -318,8 +310,8 @@ def check(operation: Operation, device: str, table: int) -> None:
 
 def _check_rule(rule: Rule) -> None:
     plain = rule.suppress_prefixlength is None and rule.goto is None and not rule.protocols_ports
-    if rule.action != "lookup" or not plain or rule.preference == 0:
-        raise RequestError(f"{describe(rule)} does more than look up our table after the local one")
+    if rule.action != "lookup" or not plain:
+        raise RequestError(f"{describe(rule)} does more than look up our table")
 
 
 def _check_route(route: Route, device: str) -> None:

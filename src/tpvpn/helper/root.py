@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tpvpn import nfnetlink, rundir
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import kernel, protocol
-from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request, RequestError, Undo
+from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request, RequestError
 from tpvpn.journal import Journal, JournalBusyError
 from tpvpn.route.plan import Operation
 from tpvpn.rundir import Session
@@ -55,8 +55,6 @@ class Helper:
                 self._install_guard()
             case Apply():
                 self._apply(request.operations)
-            case Undo():
-                self._apply(tuple(operation.inverse() for operation in reversed(request.operations)))
         return {}, []
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tpvpn.errors import TpvpnError, UsageError
+from tpvpn.errors import UsageError
 from tpvpn.route.conflict import NEVER_WANTED, Found, classify, foreign, overlapping, relation
 from tpvpn.route.fib import LOCAL_TABLE, TPVPN_PROTOCOL, Nexthop, Route, Rule, View
 from tpvpn.route.prefix import Prefix, Space
@@ -21,9 +21,6 @@ from tpvpn.route.prefix import Prefix, Space
 Kind = Literal["service", "pod", "also"]
 Verdict = Literal["routed", "partial", "conflict", "virtual", "excluded"]
 
-BASE_TABLE = 0x74707600
-"""The first of our table numbers: "tpv", then one for each session."""
-SESSIONS = 256
 MAIN_PREFERENCE = 32766
 FAMILIES: tuple[Literal[4, 6], ...] = (4, 6)
 SCOPE_LINK = 253
@@ -348,12 +345,3 @@ def front(view: View, version: Literal[4, 6]) -> tuple[int, Rule | None]:
         elif rule.preference > floor:
             return floor, rule
     return floor, None
-
-
-def free_table(view: View, start: int = BASE_TABLE) -> int:
-    """The first table number of ours that no rule and no route uses."""
-    used = {route.table for route in view.routes} | {rule.table for rule in view.rules}
-    for table in range(start, start + SESSIONS):
-        if table not in used:
-            return table
-    raise TpvpnError(f"all {SESSIONS} routing tables of tpvpn are in use: run `tpvpn cleanup`")
