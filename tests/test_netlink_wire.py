@@ -152,6 +152,16 @@ def test_a_device_is_brought_up_and_forwards_without_proc_sys(host: str, netlink
     assert "fd74::1 dev three proto 116" in run("ip", "-n", host, "-6", "route")
 
 
+def test_a_device_queues_fairly_where_the_kernel_can(host: str, netlink: RouteSocket) -> None:
+    run("ip", "-n", host, "tuntap", "add", "four", "mode", "tun", "multi_queue")
+    index = {one.name: one.index for one in netlink.devices()}["four"]
+    assert netlink.queue_fairly(index, "pfifo") is True
+    assert "qdisc pfifo " in run("tc", "-n", host, "qdisc", "show", "dev", "four")
+    assert netlink.queue_fairly(index, "no-such") is False
+    has_it = netlink.queue_fairly(index)
+    assert ("qdisc fq_codel " in run("tc", "-n", host, "qdisc", "show", "dev", "four")) is has_it
+
+
 def test_what_the_kernel_refuses_is_raised_with_its_words(host: str, netlink: RouteSocket) -> None:
     with pytest.raises(NetlinkError) as caught:
         netlink.bring_up(9999, mtu=1500, queue_length=1, ipv6=False)

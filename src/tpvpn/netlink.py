@@ -196,6 +196,8 @@ class NetlinkSocket:
 _RTM_SETLINK, _RTM_GETLINK, _RTM_NEWROUTE, _RTM_GETROUTE = 19, 18, 24, 26
 _IFINFO = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_RTM_NEWQDISC, _TC_H_ROOT, _TCA_KIND = 36, 0xFFFFFFFF, 1
+_TCMSG = struct.Struct("=BxxxiIII")
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_AF_SPEC = 3, 4, 13, 26
 _IFLA_INET_CONF, _IFLA_INET6_ADDR_GEN_MODE = 1, 8
@@ -254,6 +256,18 @@ class RouteSocket(NetlinkSocket):
             self._set_link(index, 0, nest(_IFLA_AF_SPEC, nest(socket.AF_INET6, mode)))
         sizes = attribute_u32(_IFLA_MTU, mtu) + attribute_u32(_IFLA_TXQLEN, queue_length)
         self._set_link(index, _IFF_UP, sizes)
+        self.queue_fairly(index)
+
+    def queue_fairly(self, index: int, discipline: str = "fq_codel") -> bool:
+        """Give the device this queueing discipline (tc-fq_codel(8)) where the kernel has it; whether it has."""
+        payload = _TCMSG.pack(socket.AF_UNSPEC, index, 0, _TC_H_ROOT, 0) + attribute_text(_TCA_KIND, discipline)
+        try:
+            self.request(_RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, payload)
+        except NetlinkError as error:
+            if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
+                return False
+            raise
+        return True
 
     def set_forwarding(self, index: int, on: bool) -> None:
         """Switch IPv4 forwarding of what one device receives.
