@@ -149,11 +149,11 @@ class Client(Wire):
                     return IP(payload)
         return None
 
-    def echo(self, address: str = POD) -> bool:
+    def echo(self, address: str = POD, patience: float = 2.0) -> bool:
         """Whether an address answers a ping through the tunnel."""
         number = secrets.randbits(16)
         self.packet(IP(src=self.terms.ipv4, dst=address) / ICMP(id=number))
-        answer = self.next_packet(2)
+        answer = self.next_packet(patience)
         return answer is not None and ICMP in answer and (answer[ICMP].type, answer[ICMP].id) == (0, number)
 
     def answers(self) -> bool:
