@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import socket
 import ssl
@@ -29,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     tls = _tls(options)
     destinations = [_network(text) for text in options.destination]
     listening = _listen(options.listen)
+    if options.insecure:
+        log.warning("--insecure: whoever reaches this port is let into the cluster's network")
     try:
         import uvloop
 
@@ -62,8 +65,8 @@ def _described(families: Mapping[int, bool]) -> str:
 
 
 def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    host, colon, port = address.rpartition(":")
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError(f"{address!r} is no address to listen on: write HOST:PORT")
     try:
         found = socket.getaddrinfo(
@@ -71,8 +74,9 @@ def _listen(address: str) -> socket.socket:
         )
         family, *_, bound = found[0]
         return socket.create_server(bound[:2], family=family, backlog=128)
-    except OSError as error:
-        raise UsageError(f"cannot listen on {address}: {error.strerror or error}; choose another --listen") from error
+    except (OSError, UnicodeError) as error:  # a name that is none (RFC 3490) is a UnicodeError
+        reason = error.strerror if isinstance(error, OSError) else "no such host"
+        raise UsageError(f"cannot listen on {address}: {reason or error}; choose another --listen") from error
 
 
 def _network(text: str) -> str:
@@ -125,7 +129,8 @@ def _tls(options: argparse.Namespace) -> tuple[ssl.SSLContext, bytes] | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
+        # The empty password is for a key that is encrypted: without one OpenSSL would ask the terminal.
+        context.load_cert_chain(options.tls_cert, options.tls_key, password="")
         leaf = Path(options.tls_cert).read_text().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
         return context, ssl.PEM_cert_to_DER_cert(leaf[leaf.index("-----BEGIN CERTIFICATE-----") :])
     except (OSError, ValueError) as error:

@@ -70,7 +70,7 @@ class Server:
                 log.warning("cannot accept a connection: %s", error.strerror)
                 await asyncio.sleep(0.1)
                 continue
-            task = loop.create_task(self._serve(connected, f"{peer[0]}:{peer[1]}"))
+            task = loop.create_task(self._serve(connected, _shown(peer)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -242,6 +242,11 @@ class Server:
             pod=socket.gethostname(),
             facts=_facts(),
         )
+
+
+def _shown(peer: tuple[str, int]) -> str:
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _facts() -> dict[str, object]:

@@ -4,6 +4,7 @@ It knows nothing of how the client was authenticated, nor of other sessions.
 """
 
 import asyncio
+from functools import partial
 from typing import Protocol
 
 from tpvpn.errors import ProtocolError, TpvpnError
@@ -37,13 +38,14 @@ class Session:
         self.counters = Counters()
         self._offload = offload
         self._link: Link | None = None
+        self._pump: Pump | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(self, stream: Stream, early: bytes) -> str:
         """Carry packets until the session ends; why it ended, in words for the log."""
         link = self._link = Link(stream, self._on_lost, early)
         own = OwnAddress("source", self.place.ipv4, self.place.ipv6)
-        pump = Pump(self.place.tun, link, own, self._on_frame, offload=self._offload)
+        pump = self._pump = Pump(self.place.tun, link, own, self._on_frame, offload=self._offload)
         self.counters = pump.counters
         pump.start()
         try:
@@ -53,9 +55,13 @@ class Session:
             link.close()
 
     def say_goodbye(self, reason: str) -> None:
-        """Tell the client that the session ends, and end it."""
-        if self._link:
+        """Tell the client that the session ends, and end it as soon as the connection has taken that."""
+        if self._link and self._pump:
+            self._pump.stop()
             self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason))
+            if self._link.congested:
+                self._link.on_drained = partial(self._end, reason)
+                return
         self._end(reason)
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
