@@ -22,7 +22,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.packet import Packet
 
-from pod import inside
+from pod import inside, run
 from tpvpn.lab import Lab
 from tpvpn.proto import message
 from tpvpn.proto.session import ClientHandshake, Offer, Terms
@@ -50,6 +50,9 @@ def lab() -> Iterator[Lab]:
     global _labs
     _labs += 1
     with Lab(f"tv{os.getpid()}p{_labs}") as lab:
+        for where in ("laptop", "node"):
+            addresses = ["ip", "-netns", lab.namespace(where), "address", "show", "tentative"]
+            eventually(lambda: not run(*addresses), 5, "no address is tentative")  # noqa: B023
         yield lab
 
 
