@@ -1,0 +1,49 @@
+"""A link whose other end asks much and reads late: frames stay whole and in order."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from tpvpn.link import Link
+from tpvpn.transport.stream import Stream
+from tpvpn.wire import frame
+
+
+async def everything(late: socket.socket) -> list[tuple[int, bytes]]:
+    """All frames up to a moment of silence."""
+    decoder, frames = frame.Decoder(), list[tuple[int, bytes]]()
+    with contextlib.suppress(TimeoutError):
+        while True:
+            data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(late, 1 << 16), 0.2)
+            decoder.receive(data)
+            frames += decoder.frames()
+    assert decoder.remainder() == b""
+    return frames
+
+
+@pytest.mark.xfail(reason="Link.send_batch does not look whether a control frame is still on the way", strict=True)
+def test_packets_wait_for_the_rest_of_a_control_frame() -> None:
+    """A pong did not fit the connection; the TUN, which nobody paused, then gives a batch."""
+
+    async def scenario() -> None:
+        ours, late = socket.socketpair()
+        late.setblocking(False)
+        link = Link(Stream(ours), lambda error: pytest.fail(str(error)))
+        sent: list[tuple[int, bytes]] = []
+        while not link.congested:
+            sent.append((frame.CONTROL, bytes([len(sent) % 256]) * 5000))
+            link.send(*sent[-1])
+        sent.append((frame.PACKET, b"p" * 1000))
+        link.send_batch(memoryview(frame.encode(*sent[-1])))
+        sent.append((frame.CONTROL, b"last"))
+        link.send(*sent[-1])
+        assert link.congested
+        received = await everything(late)
+        assert sorted(received) == sorted(sent)
+        assert [one for one in received if one[0]] == [one for one in sent if one[0]]
+        link.close()
+        late.close()
+
+    asyncio.run(scenario())
