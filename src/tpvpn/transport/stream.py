@@ -99,7 +99,7 @@ class TlsStream(Stream):
         while have < len(view):
             try:
                 count = self._recv_record(view[have:])
-            except WOULD_BLOCK:
+            except OSError:  # nothing more now, or the connection broke: what is here already counts first
                 if have:
                     break
                 raise

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import os
 import re
 import socket
 import ssl
@@ -51,13 +52,20 @@ class Endpoint:
 
 def parse_endpoint(url: str, pin: str | None = None) -> Endpoint:
     """An endpoint from tcp://HOST:PORT or tls://HOST:PORT and sha256:HEX; UsageError when malformed."""
-    match = re.fullmatch(r"(tcp|tls)://(?:\[([0-9a-fA-F:.]+)]|([^\s/:\[\]@]+)):(\d{1,5})/?", url)
-    if not match or not 0 < int(match[4]) < 65536:
+    match = re.fullmatch(r"(tcp|tls)://(?:\[([0-9a-fA-F:.]+)]|([^\s/:\[\]@]+)):([0-9]{1,5})/?", url)
+    if not match or not _is_host(match[2], match[3]) or not 0 < int(match[4]) < 65536:
         raise UsageError(f"{url!r} names no manager: write tcp://HOST:PORT or tls://HOST:PORT")
     tls = match[1] == "tls"
     if pin is not None and not tls:
         raise UsageError("--tls-pin needs a manager at tls://HOST:PORT")
-    return Endpoint(tls, match[2] or match[3], int(match[4]), _parse_pin(pin) if pin else None)
+    return Endpoint(tls, match[2] or match[3], int(match[4]), None if pin is None else _parse_pin(pin))
+
+
+def _is_host(ipv6: str | None, name: str) -> bool:
+    try:
+        return bool(ipaddress.IPv6Address(ipv6) if ipv6 else name.encode("idna"))
+    except ValueError:  # UnicodeError is one
+        return False
 
 
 def _parse_pin(pin: str) -> bytes:
@@ -71,8 +79,9 @@ async def resolve(endpoint: Endpoint) -> list[str]:
     """All addresses of the endpoint's host, in the order to try; ManagerError when there are none."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ManagerError(f"cannot find the manager's host {endpoint.host}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is no name"
+        raise ManagerError(f"cannot find the manager's host {endpoint.host!r}: {reason or error}") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
@@ -87,8 +96,8 @@ async def dial(endpoint: Endpoint, addresses: list[str]) -> tuple[Stream, bytes]
             failures.append(f"{address} did not answer within {CONNECT_TIMEOUT:.0f} s")
         except ssl.SSLError as error:
             failures.append(f"{address} does not speak TLS as expected ({error.reason or error})")
-        except OSError as error:
-            failures.append(f"{address}: {error.strerror or error}")
+        except OSError as error:  # asyncio puts words of its own into strerror
+            failures.append(f"{address}: {os.strerror(error.errno) if error.errno else error}")
     raise ManagerError(
         f"cannot reach the manager at {endpoint.authority}: {'; '.join(failures)}. Check that it runs and that no "
         "firewall is in between"
