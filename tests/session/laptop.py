@@ -1,6 +1,7 @@
 """The lab's laptop as tests of whole sessions use it: `tpvpn` as it is typed, what it changed, and sockets inside."""
 
 import contextlib
+import itertools
 import os
 import select
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from peers import eventually
 from pod import inside
 from tpvpn import rundir
-from tpvpn.lab import Lab
+from tpvpn.lab import Lab, Vpn
 from tpvpn.lab.topology import (
     POD_CIDR,
     POD_CIDR6,
@@ -181,6 +182,19 @@ class Laptop:
         """A socket of this laptop."""
         with inside(self.namespace):
             return socket.socket(family, kind)
+
+
+_labs = itertools.count()
+
+
+@contextlib.contextmanager
+def lab_with_manager(vpn: Vpn = "routes", *, ipv6: bool = True, forwarding: bool = True) -> Generator[Laptop]:
+    """The laptop of a new lab with a manager on its node."""
+    with Lab(f"tvs{os.getpid()}n{next(_labs)}", vpn=vpn, ipv6=ipv6, forwarding=forwarding) as lab:
+        lab.start_manager()
+        laptop = Laptop(lab)
+        laptop.settle()
+        yield laptop
 
 
 def _is_helper(process: Path) -> bool:
