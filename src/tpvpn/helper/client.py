@@ -100,13 +100,13 @@ class HelperClient:
 
     def _on_readable(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._connection, protocol.MESSAGE_LIMIT, 2, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, _, _ = socket.recv_fds(self._connection, protocol.MESSAGE_LIMIT, 2)
         except BlockingIOError:
             return
         except OSError:
             data, descriptors = b"", list[int]()
+        for descriptor in descriptors:  # recv_fds ignores MSG_CMSG_CLOEXEC; a command must not hold the TUN open
+            os.set_inheritable(descriptor, False)
         if not data or not self._waiting:
             self._end()
             return
