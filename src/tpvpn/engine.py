@@ -59,22 +59,20 @@ class Engine:
         async with contextlib.AsyncExitStack() as stack:
             changes = stack.enter_context(Changes())
             addresses = await resolve(self._settings.endpoint)
-            view = await self._look(addresses)
+            await self._look(addresses)
             await stack.enter_async_context(self._helped())
             stream, early = await self._reach_manager(stack, addresses)
             await self._open_device(stack, stream, early)
-            await self._route(view)
+            await self._route(await read_view())  # as it is after the claim, which repaired what dead sessions left
             ready.set()
             await self._follow(changes)
 
-    async def _look(self, addresses: list[str]) -> View:
+    async def _look(self, addresses: list[str]) -> None:
         """Read the kernel's view and plan; ConflictError when the plan is to be refused."""
         self._dialled = tuple((Prefix.host(address.partition("%")[0]), "the manager") for address in addresses)
-        view = await read_view()
-        self._plan = self._make_plan(view)
+        self._plan = self._make_plan(await read_view())
         if not self._plan.ok:
             raise report.refusal(self._plan)
-        return view
 
     def _make_plan(self, view: View) -> Plan:
         policy = self._settings.policy
