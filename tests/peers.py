@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 NODE, POD = "192.0.2.10", "10.132.0.10"
 UPGRADE = b"GET /v1/session HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tpvpn\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tpvpn\r\n\r\n"
+Handler = Callable[[socket.socket], None]
 _labs = 0
 
 
@@ -304,3 +307,126 @@ def self_signed(directory: Path, name: str, alternatives: str = f"IP:{NODE}") ->
     request = ["openssl", "req", "-x509", *curve, "-subj", f"/CN={name}", "-addext", f"subjectAltName={alternatives}"]
     subprocess.run([*request, *files], check=True, capture_output=True)
     return made
+
+
+# -- the client --------------------------------------------------------------------------------------------------------
+
+WANTED = ("--service-cidr", "10.130.0.0/16", "--allow-conflicting-subnets", "10.130.0.0/16")
+
+
+@dataclass
+class Ended:
+    """How a client ended."""
+
+    code: int
+    said: str
+
+    @property
+    def sentence(self) -> str:
+        """Its last line, which must be the error's."""
+        last = self.said.strip().splitlines()[-1]
+        assert last.startswith("tpvpn: "), self.said
+        return last
+
+
+class Laptop:
+    """Runs `tpvpn connect` on the lab's laptop with a run directory of its own, and sees what is left behind."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.lab, self.directory = lab, directory
+        self.token_file: Path | None = directory / "laptop-token"
+        self.token_file.write_text("ann: token-of-ann\n")
+        self._environment = {**os.environ, "TPVPN_RUN_DIR": str(directory / "run"), "NO_COLOR": "1"}
+        self._environment.pop("SUDO_UID", None)
+        self._before = self.network()
+
+    def command(self, *words: str, under: tuple[str, ...] = ()) -> list[str]:
+        return self.lab.command("laptop", [*under, sys.executable, "-m", "tpvpn", *words])
+
+    def connect(self, url: str, *options: str, under: tuple[str, ...] = (), **changed: str) -> subprocess.Popen[str]:
+        """Start a client; the token file and the subnets go without saying."""
+        token = ("--token-file", str(self.token_file)) if self.token_file else ()
+        words = ["connect", "--manager", url, *token, *WANTED, *options]
+        return subprocess.Popen(
+            self.command(*words, under=under),
+            env=self._environment | changed,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ended(self, client: subprocess.Popen[str], seconds: float = 10) -> Ended:
+        """Wait for its end; it must have said no traceback and left nothing behind."""
+        try:
+            said = client.communicate(timeout=seconds)[1]
+        finally:
+            client.kill()
+            client.wait()
+        assert "Traceback" not in said, said
+        eventually(lambda: self.network() == self._before, 2, "the laptop is as it was")
+        assert not any((self.directory / "run").glob("*/*"))
+        return Ended(client.returncode, said)
+
+    def failing(self, url: str, *options: str, seconds: float = 10, **rest: object) -> Ended:
+        """A client that is to end by itself."""
+        return self.ended(self.connect(url, *options, **rest), seconds)  # type: ignore[arg-type]
+
+    def status(self) -> dict[str, object]:
+        """The one session as `tpvpn status` shows it."""
+        shown = subprocess.run(
+            self.command("status", "--output", "json"), env=self._environment, capture_output=True, text=True
+        )
+        assert shown.returncode == 0, shown.stderr
+        return json.loads(shown.stdout)
+
+    def network(self) -> str:
+        """All that a session could leave something in."""
+        shows = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; ip link; nft list ruleset"
+        return self.lab.run("laptop", ["sh", "-ec", shows]).stdout
+
+
+@pytest.fixture
+def laptop(lab: Lab, tmp_path: Path) -> Laptop:
+    return Laptop(lab, tmp_path)
+
+
+@contextlib.contextmanager
+def serving(lab: Lab, handle: Handler, host: str = NODE) -> Iterator[str]:
+    """A server on the node, whose every connection has a thread that runs `handle`; its URL.
+
+    An error in one of them, but for the client's leaving, is this context's.
+    """
+    errors: list[BaseException] = []
+    threads: list[threading.Thread] = []
+    with inside(lab.namespace("node")):
+        listening = socket.create_server((host, 0))
+
+    def run_one(connected: socket.socket) -> None:
+        connected.settimeout(20)
+        try:
+            with connected:
+                handle(connected)
+        except (OSError, EOFError):
+            pass
+        except BaseException as error:
+            errors.append(error)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threads.append(threading.Thread(target=run_one, args=(listening.accept()[0],)))
+                threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield f"tcp://{host}:{listening.getsockname()[1]}"
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        for thread in (accepting, *threads):
+            thread.join()
+    if errors:
+        raise errors[0]
