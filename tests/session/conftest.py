@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from laptop import Laptop, lab_with_manager
+
+pytest.register_assert_rewrite("laptop")
+
+from laptop import Laptop, lab_with_manager  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 from peers import eventually
 from pod import inside
 from tpvpn import rundir
-from tpvpn.lab import Lab, Vpn
+from tpvpn.lab import Lab, Vpn, Where
 from tpvpn.lab.topology import (
     POD_CIDR,
     POD_CIDR6,
@@ -159,13 +159,10 @@ class Laptop:
                 assert now == before
             time.sleep(0.02)
 
-    def helper(self) -> int:
-        """The process id of the one root helper that works here."""
-        found = [
-            int(path.name)
-            for path in Path("/proc").iterdir()
-            if path.name.isdecimal() and _is_helper(path) and _net(path) == self.inode
-        ]
+    def process(self, where: Where, word: str) -> int:
+        """The process id of the one process in a namespace of the lab that has the word in its command line."""
+        inode = os.stat(self.lab.netns(where)).st_ino
+        found = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal() and _is(one, inode, word)]
         assert len(found) == 1, found
         return found[0]
 
@@ -197,15 +194,10 @@ def lab_with_manager(vpn: Vpn = "routes", *, ipv6: bool = True, forwarding: bool
         yield laptop
 
 
-def _is_helper(process: Path) -> bool:
+def _is(process: Path, inode: int, word: str) -> bool:
     try:
-        return b"tpvpn.helper.root" in (process / "cmdline").read_bytes().split(b"\0")
-    except OSError:
+        if (process / "ns" / "net").stat().st_ino != inode:
+            return False
+        return word.encode() in (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is nobody's to look into
         return False
-
-
-def _net(process: Path) -> int:
-    try:
-        return (process / "ns" / "net").stat().st_ino
-    except OSError:
-        return 0

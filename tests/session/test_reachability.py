@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from laptop import ALLOWED, CLUSTER, VPN, Laptop, lab_with_manager
@@ -33,7 +33,7 @@ def laptop(request: pytest.FixtureRequest) -> Iterator[Laptop]:
         yield laptop
 
 
-def is_reached(laptop: Laptop, expected: dict[str, str | None]) -> None:
+def is_reached(laptop: Laptop, expected: Mapping[str, str | None]) -> None:
     """Who answers where: those who should have time for it, the others less."""
     answering = [target for target, who in expected.items() if who]
     silent = [target for target, who in expected.items() if not who]
