@@ -1,5 +1,6 @@
 """`tpvpn connect` where something is wrong: one clear sentence, the documented exit code, and nothing left behind."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -229,30 +229,44 @@ def between(
 ):
     """Passes on what comes, in both directions, with some bytes swapped for others of the same length."""
 
+    async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                for old, new in swap.items():
+                    data = data.replace(old, new)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async def relay(connected: socket.socket, manager: socket.socket) -> None:
+        reader, writer = await streams(connected, tls and tls[0], server=True)
+        there, back = await streams(manager, tls and tls[1], server=False)
+        await asyncio.gather(passing(reader, back), passing(there, writer))
+
     def handle(connected: socket.socket) -> None:
         with inside(lab.namespace("node")):
             manager = socket.create_connection(address, timeout=10)
-        if tls:
-            connected, manager = tls[0].wrap_socket(connected, server_side=True), tls[1].wrap_socket(manager)
-
-        def passing(source: socket.socket, sink: socket.socket) -> None:
-            with contextlib.suppress(OSError):
-                while data := source.recv(1 << 16):
-                    for old, new in swap.items():
-                        data = data.replace(old, new)
-                    sink.sendall(data)
-            for side in (source, sink):
-                with contextlib.suppress(OSError):
-                    side.shutdown(socket.SHUT_RDWR)
-
-        back = threading.Thread(target=passing, args=(manager, connected))
-        back.start()
-        passing(connected, manager)
-        back.join()
-        manager.close()
-        connected.close()
+        asyncio.run(relay(connected, manager))
 
     return handle
+
+
+async def streams(
+    connected: socket.socket, context: ssl.SSLContext | None, *, server: bool
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connected socket as streams, with TLS when there is a context."""
+    connected.setblocking(False)
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    if server:
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connected, ssl=context)
+    else:
+        name = "manager" if context else None
+        transport, _ = await loop.create_connection(lambda: protocol, sock=connected, ssl=context, server_hostname=name)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 @pytest.mark.parametrize(
