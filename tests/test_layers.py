@@ -1,4 +1,4 @@
-"""The import ladder of docs/architecture.md: imports point down only, and foreign libraries come in by one door each."""
+"""The import ladder of docs/architecture.md: imports point down only, each foreign library comes in by one door."""
 
 import ast
 import sys
