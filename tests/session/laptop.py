@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import select
 import signal
@@ -167,8 +168,11 @@ class Laptop:
         return found[0]
 
     def probe(self, targets: Sequence[str], deadline: float = 2.0, wait: bool = False) -> dict[str, str | None]:
-        """Who answers HTTP, asked from here."""
-        return self.lab.probe("laptop", targets, deadline=deadline, wait=wait)
+        """Who answers HTTP, asked from here, as `Lab.probe`."""
+        probe = (sys.executable, "-m", "tpvpn.lab.probe", "--deadline", str(deadline), *(["--wait"] if wait else []))
+        asked = self.run(*probe, *targets)
+        assert asked.returncode == 0, asked.stderr
+        return json.loads(asked.stdout)
 
     def reaches(self, who: str, targets: Sequence[str]) -> None:
         """All of the targets must answer, as `who`."""
