@@ -31,6 +31,8 @@ def test_packets_wait_for_the_rest_of_a_control_frame() -> None:
         ours, late = socket.socketpair()
         late.setblocking(False)
         link = Link(Stream(ours), lambda error: pytest.fail(str(error)))
+        stack.callback(link.close)
+        stack.enter_context(late)
         sent: list[tuple[int, bytes]] = []
         while not link.congested:
             sent.append((frame.CONTROL, bytes([len(sent) % 256]) * 5000))
@@ -43,7 +45,6 @@ def test_packets_wait_for_the_rest_of_a_control_frame() -> None:
         received = await everything(late)
         assert sorted(received) == sorted(sent)
         assert [one for one in received if one[0]] == [one for one in sent if one[0]]
-        link.close()
-        late.close()
 
-    asyncio.run(scenario())
+    with contextlib.ExitStack() as stack:
+        asyncio.run(scenario())
