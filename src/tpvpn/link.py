@@ -21,7 +21,7 @@ RECEIVE_SIZE = 1 << 19
 """Bytes taken from the stream at once: eight super-packets; twice as much gained nothing (docs/decisions.md)."""
 _PEEK = 64  # a frame header is read together with the packet behind it, which may not be there yet
 _BUFFER_SIZE = frame.MAX_PAYLOAD + frame.HEADER_LENGTH + RECEIVE_SIZE + _PEEK
-_MAX_QUEUED_CONTROL = 4 * frame.MAX_PAYLOAD
+_MAX_QUEUED = 4 * frame.MAX_PAYLOAD
 
 Receive = Callable[[bytearray, int, int], int]
 
@@ -42,7 +42,7 @@ class Link:
         self._buffer[: len(early)] = early
         self._have = len(early)
         self._unsent: memoryview | None = None
-        self._control = bytearray()
+        self._queued = bytearray()
         self._closed = False
         self._loop.add_reader(stream.fd, self._on_readable)
         if early or stream.pending():
@@ -50,20 +50,23 @@ class Link:
 
     def send(self, kind: int, payload: bytes) -> None:
         """Queue one frame that is not a packet; it leaves as soon as the stream takes it."""
-        self._control += frame.encode(kind, payload)
-        if len(self._control) > _MAX_QUEUED_CONTROL:
+        self._queued += frame.encode(kind, payload)
+        if len(self._queued) > _MAX_QUEUED:
             self._lose(LinkLostError("the other end takes no more data"))
         elif not self.congested:
             self._flush()
 
     def send_batch(self, batch: memoryview) -> None:
         """Send whole frames at once. The memory stays the caller's again when `congested` is false."""
+        if self.congested:  # by a control frame, of which the pump was not told: it waits behind that
+            self._queued += batch
+            return
         try:
             rest = self._push(batch)
         except OSError as error:
             self._lose(_lost(error))
             return
-        if rest or self._control:
+        if rest or self._queued:
             self._wait(rest)
 
     def close(self) -> None:
@@ -96,11 +99,11 @@ class Link:
             self._loop.add_writer(self.stream.fd, self._flush)
 
     def _flush(self) -> None:
-        """Send what waits: first the rest of a batch, then control frames; then tell the pump that it may go on."""
+        """Send what waits: first the rest of what was begun, then the queue; then tell the pump that it may go on."""
         try:
             rest = self._push(self._unsent) if self._unsent else None
-            if rest is None and self._control:
-                queued, self._control = self._control, bytearray()
+            if rest is None and self._queued:
+                queued, self._queued = self._queued, bytearray()
                 rest = self._push(memoryview(queued))
         except OSError as error:
             self._lose(_lost(error))
