@@ -83,7 +83,7 @@ def test_what_is_not_allowed_changes_nothing(laptop: Laptop, options: tuple[str,
 def test_the_vpn_stays_reachable_at_every_moment(laptop: Laptop) -> None:
     """Sessions come and go; no ping is lost, and connections that were there before go on."""
     pings = [
-        subprocess.Popen(laptop.command(["ping", "-n", "-q", "-i", "0.02", host]), stdout=subprocess.PIPE, text=True)
+        laptop.lab.popen("laptop", ["ping", "-n", "-q", "-i", "0.02", host], stdout=subprocess.PIPE, text=True)
         for host in VPN
     ]
     with contextlib.ExitStack() as stack:
@@ -101,7 +101,7 @@ def test_the_vpn_stays_reachable_at_every_moment(laptop: Laptop) -> None:
         summary, _ = ping.communicate(timeout=5)
         counted = re.search(r"(\d+) packets transmitted, (\d+) received", summary)
         # The last one may be on its way.
-        assert counted and int(counted[1]) - int(counted[2]) <= 1 and int(counted[2]) > 50, summary
+        assert counted and int(counted[1]) - int(counted[2]) <= 1 and int(counted[2]) > 20, summary
 
 
 def asked(connection: socket.socket) -> bool:
