@@ -10,6 +10,7 @@ queue behind it, between frames.
 """
 
 import asyncio
+import mmap
 import ssl
 from collections.abc import Callable
 
@@ -23,7 +24,8 @@ _PEEK = 64  # a frame header is read together with the packet behind it, which m
 _BUFFER_SIZE = frame.MAX_PAYLOAD + frame.HEADER_LENGTH + RECEIVE_SIZE + _PEEK
 _MAX_QUEUED = 4 * frame.MAX_PAYLOAD
 
-Receive = Callable[[bytearray, int, int], int]
+Memory = bytearray | mmap.mmap
+Receive = Callable[[Memory, int, int], int]
 
 
 class Link:
@@ -37,9 +39,9 @@ class Link:
         self.congested = False
         self.bytes_received = self.bytes_sent = 0
         self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray(_BUFFER_SIZE)
+        self._buffer = mmap.mmap(-1, _BUFFER_SIZE)  # memory that is not used yet costs none
         self._view = memoryview(self._buffer)
-        self._buffer[: len(early)] = early
+        self._view[: len(early)] = early
         self._have = len(early)
         self._unsent: memoryview | None = None
         self._queued = bytearray()
@@ -166,7 +168,7 @@ def _nothing() -> None:
     pass
 
 
-def _nobody(buffer: bytearray, start: int, end: int) -> int:
+def _nobody(buffer: Memory, start: int, end: int) -> int:
     raise TypeError("a link began to receive before its owner")
 
 

@@ -17,6 +17,7 @@ validates (EINVAL is counted).
 
 import asyncio
 import io
+import mmap
 import os
 import struct
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from tpvpn.link import Link
+from tpvpn.link import Link, Memory
 from tpvpn.tun import Tun
 from tpvpn.wire import frame, vnet
 
@@ -69,7 +70,7 @@ class Pump:
         self.counters = Counters()
         self._tun, self._link, self._on_frame = tun, link, on_frame
         self._loop = asyncio.get_running_loop()
-        self._view = memoryview(bytearray(2 * (BATCH_BYTES + _SLOT)))
+        self._view = memoryview(mmap.mmap(-1, 2 * (BATCH_BYTES + _SLOT)))  # memory that is not used yet costs none
         # FileIO costs a quarter less a packet than os.readv, and says None instead of raising when a queue is empty.
         self._read_queue = io.FileIO(tun.fd, closefd=False).readinto
         self._read_prompt = io.FileIO(tun.prompt_fd, closefd=False).readinto
@@ -81,8 +82,7 @@ class Pump:
         self._running = True
         self._link.receive = self.receive
         self._link.on_drained = self._resume
-        if not self._link.congested:
-            self._resume()
+        self._resume()
 
     def stop(self) -> None:
         """Leave the TUN alone; the link is its owner's to close."""
@@ -94,12 +94,12 @@ class Pump:
         skip, at6 = (2, 8) if own.side == "source" else (6, 24)
         self._peek = struct.Struct(f">I{before}xB8xB{skip}xI")
         self._own4 = int(IPv4Address(own.ipv4)) if own.ipv4 else -1
-        self._own6 = bytearray(IPv6Address(own.ipv6).packed if own.ipv6 else b"")
+        self._own6 = memoryview(IPv6Address(own.ipv6).packed if own.ipv6 else b"")
         self._at_ip = _HEADER + before
         self._at6 = self._at_ip + at6
 
     def _resume(self) -> None:
-        if not self._running:
+        if not self._running or self._link.congested:
             return
         self._loop.add_reader(self._tun.prompt_fd, self._on_prompt)
         self._loop.add_reader(self._tun.fd, self._on_tun)
@@ -140,7 +140,7 @@ class Pump:
             if self._link.congested:
                 self._pause()
 
-    def receive(self, buffer: bytearray, start: int, end: int) -> int:
+    def receive(self, buffer: Memory, start: int, end: int) -> int:
         """Link to TUN: consume the whole frames of buffer[start:end]; where the rest begins."""
         fd, prompt_fd, view, write = self._tun.fd, self._tun.prompt_fd, memoryview(buffer), os.write
         peek, own4, own6, at6 = self._peek.unpack_from, self._own4, self._own6, self._at6
@@ -156,7 +156,7 @@ class Pump:
             if word <= _MAX_PACKET:
                 if version >= 0x60:
                     protocol = buffer[self._at_ip + at + 6]  # RFC 8200 section 3: next header
-                    address = own4 if buffer[at + at6 : at + at6 + 16] == own6 else None
+                    address = own4 if view[at + at6 : at + at6 + 16] == own6 else None
                 if address != own4:
                     foreign += 1
                 else:
@@ -171,7 +171,7 @@ class Pump:
         self.counters.received_bytes += at - start
         return at
 
-    def _on_other(self, word: int, buffer: bytearray, at: int, end: int) -> None:
+    def _on_other(self, word: int, buffer: Memory, at: int, end: int) -> None:
         """A frame that is not a packet: refuse it when it is too long, hand it on when it is whole."""
         kind, length = word >> 24, word & 0xFFFFFF
         frame.check_length(kind, length, _MAX_PACKET if kind == frame.PACKET else frame.MAX_PAYLOAD)

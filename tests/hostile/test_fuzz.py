@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpvpn.errors import ManagerError, ProtocolError
-from tpvpn.manager import addresses, http
+from tpvpn.manager import http
 from tpvpn.proto import message, session
 from tpvpn.proto.session import ClientHandshake, ManagerHandshake, Offer, Terms
 from tpvpn.transport.upgrade import MAX_HEAD
@@ -212,10 +212,6 @@ def test_terms_of_a_manager_that_knows_the_token(members: dict[str, Any]) -> Non
 def test_terms_that_would_harm_the_laptop_are_refused(members: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         welcomed(replace(TERMS, **members))
-
-
-def test_a_manager_draws_from_the_spaces_that_a_client_takes() -> None:
-    assert (addresses.SPACE4, addresses.SPACE6) == (session.SPACE4, session.SPACE6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpvpn.errors import ManagerError
-from tpvpn.manager.addresses import SPACE4, SPACE6, AddressPool, block_of
+from tpvpn.manager.addresses import AddressPool, block_of
+from tpvpn.proto.session import SPACE4, SPACE6
 
 
 @given(st.text())

@@ -12,8 +12,6 @@ from tpvpn.errors import ManagerError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-SPACE4 = ipaddress.IPv4Network("246.0.0.0/12")
-SPACE6 = ipaddress.IPv6Network("fd74:7076:706e::/48")
 _BLOCK_LENGTH = {4: 24, 6: 64}
 _HOSTS = 254
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
-from tpvpn.manager.addresses import SPACE4, SPACE6, AddressPool
+from tpvpn.manager.addresses import AddressPool
 from tpvpn.manager.forwarding import Forwarding, ipv6_present, ways_out
 from tpvpn.netlink import RouteSocket
 from tpvpn.nfnetlink import (
@@ -37,6 +37,7 @@ from tpvpn.nfnetlink import (
     oifname,
     saddr,
 )
+from tpvpn.proto.session import SPACE4, SPACE6
 from tpvpn.tun import CLONE_DEVICE, Tun, open_tun
 
 _NAME = "tpvpn-s"
