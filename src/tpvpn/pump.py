@@ -32,7 +32,7 @@ from tpvpn.wire import frame, vnet
 _HEADER = frame.HEADER_LENGTH
 _SLOT = _HEADER + vnet.HEADER_LENGTH + 65_535
 _MAX_PACKET = vnet.HEADER_LENGTH + 65_535
-BATCH_BYTES = 1 << 18
+BATCH_BYTES = 1 << 19
 """A queue is read until this much is there: more adds delay for whatever comes next, but no throughput."""
 BATCH_PACKETS = 64
 _TCP = 6

@@ -21,7 +21,7 @@ from tpvpn.manager.session import Place, Session
 from tpvpn.proto import message
 from tpvpn.proto.session import NONCE_LENGTH, ManagerHandshake, Offer, RefusedError, Terms
 from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
-from tpvpn.transport.tcp import clamp_window, tune
+from tpvpn.transport.tcp import fit_to_path, tune
 from tpvpn.transport.upgrade import MAX_HEAD, PATH
 from tpvpn.wire import frame, vnet
 
@@ -90,7 +90,7 @@ class Server:
         try:
             async with asyncio.timeout(PATIENCE):
                 tune(connected)
-                clamp_window(connected)
+                fit_to_path(connected)
                 if self._tls:
                     stream = await self._secure(connected, self._tls)
                 accepted = await self._accept(stream, peer)

@@ -111,7 +111,7 @@ async def _dial(endpoint: Endpoint, address: str) -> tuple[Stream, bytes]:
     try:
         tune(connecting)
         await asyncio.get_running_loop().sock_connect(connecting, (address, endpoint.port))
-        clamp_window(connecting)
+        fit_to_path(connecting)
         if endpoint.tls:
             stream = await _secure(endpoint, connecting)
         return stream, await upgrade(stream, endpoint.authority)
@@ -168,19 +168,25 @@ def tune(connected: socket.socket) -> None:
             continue
 
 
-_LEAST_WINDOW = 512 << 10
+_LEAST_WINDOW = 4 << 20
 _FASTEST = 10e9 / 8  # bytes a second
+_SHORT_PATH = 2000  # microseconds there and back: a LAN, or one machine
+_SHORT_LOW_WATER = 512 << 10
 _TCPI_RTT = struct.Struct("68xI")  # struct tcp_info, linux/tcp.h: tcpi_rtt, in microseconds
 
 
-def clamp_window(connected: socket.socket) -> None:
-    """Bound the receive window to what the path can hold at 10 Gb/s, measured by the handshake's round trip.
+def fit_to_path(connected: socket.socket) -> None:
+    """Fit a connection's queues to the path, by the round trip of its own handshake.
 
-    The kernel grows it to megabytes whatever the path: on a short one that is a queue and nothing else.
+    The receive window is bounded to twice what 10 Gb/s can have under way: the kernel grows it to tens of megabytes
+    whatever the path, and on a short one that is a queue and nothing else. On a short path, which is a fast one, more
+    may wait unsent: it is gone in no time, and keeps both ends busy (docs/decisions.md).
     """
     try:
         (rtt,) = _TCPI_RTT.unpack_from(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128))
         window = max(_LEAST_WINDOW, int(2 * _FASTEST * rtt / 1e6))
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, window)
+        if rtt < _SHORT_PATH:
+            connected.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _SHORT_LOW_WATER)
     except (OSError, struct.error):
         pass
