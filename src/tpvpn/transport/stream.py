@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import socket
 import ssl
+from collections.abc import Callable
 
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 NO_CERTIFICATE = bytes(32)
@@ -35,22 +36,20 @@ class Stream:
     async def readable(self) -> None:
         """Return when there may be something to receive."""
         loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_reader(self.fd, _settle, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(self.fd)
+        await self._announced(loop.add_reader, loop.remove_reader)
 
     async def writable(self) -> None:
         """Return when the stream may take something."""
         loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_writer(self.fd, _settle, ready)
+        await self._announced(loop.add_writer, loop.remove_writer)
+
+    async def _announced(self, add: Callable[..., object], remove: Callable[[int], object]) -> None:
+        ready = asyncio.get_running_loop().create_future()
+        add(self.fd, _settle, ready)
         try:
             await ready
         finally:
-            loop.remove_writer(self.fd)
+            remove(self.fd)
 
     async def receive(self, limit: int) -> bytes:
         """At least one byte and at most `limit`; b"" at the end of the stream."""
