@@ -63,7 +63,7 @@ class Engine:
             await stack.enter_async_context(self._helped())
             stream, early = await self._reach_manager(stack, addresses)
             await self._open_device(stack, stream, early)
-            await self._route(await read_view())  # as it is after the claim, which repaired what dead sessions left
+            await self._route(await self._look_again())  # the claim has repaired what dead sessions left
             ready.set()
             await self._follow(changes)
 
@@ -73,6 +73,14 @@ class Engine:
         self._plan = self._make_plan(await read_view())
         if not self._plan.ok:
             raise report.refusal(self._plan)
+
+    async def _look_again(self) -> View:
+        """Read the view and plan, now that the manager has said what it carries."""
+        view = await read_view()
+        if not self._terms.ipv6:
+            view = replace(view, ipv6=False, warnings=(*view.warnings, "the manager carries no IPv6"))
+        self._plan = self._make_plan(view)
+        return view
 
     def _make_plan(self, view: View) -> Plan:
         policy = self._settings.policy
@@ -152,8 +160,8 @@ class Engine:
 
     async def _replan(self, changes: Changes) -> None:
         async for _ in changes:
-            view = await read_view()
-            before, self._plan = self._plan, self._make_plan(view)
+            before = self._plan
+            view = await self._look_again()
             for old, new in zip(before.subnets, self._plan.subnets, strict=True):
                 if (old.verdict, old.routes) != (new.verdict, new.routes):
                     because = ", ".join(f"{one.route} on {one.device}" for one in new.conflicts if not one.allowed)

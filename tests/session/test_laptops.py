@@ -1,6 +1,7 @@
 """Laptops as they are found: without IPv6, without a default route, strict about return paths, with containers behind
 them, on VPNs that come and go, beside programs that touch our rules; and a node that does not forward."""
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from laptop import ALLOWED, CLUSTER, CLUSTER4, CLUSTER6, VPN, Laptop, lab_with_m
 
 from peers import eventually
 from pod import run
+from tpvpn.lab import Lab
 from tpvpn.lab.topology import PODS, PODS6, SERVICE_CIDR, SERVICES, SERVICES6, VPN_HOSTS
 
 CONTAINER, CONTAINER6 = "172.18.0.2", "fd18::2"
@@ -50,6 +52,21 @@ def test_ipv6_switched_off_everywhere() -> None:
         with laptop.connected():
             laptop.reaches("cluster", CLUSTER4)
         laptop.is_as(before)
+
+
+def test_a_manager_without_ipv6() -> None:
+    """What it does not carry stays where it is."""
+    with Lab(f"tv{os.getpid()}six") as lab:
+        lab.sysctl("node", "net/ipv6/conf/all/disable_ipv6", 1)
+        lab.start_manager()
+        laptop = Laptop(lab)
+        with laptop.connected():
+            laptop.reaches("cluster", CLUSTER4)
+            laptop.reaches("vpn", VPN)
+            status = laptop.tpvpn("status").stdout
+            assert "the manager carries no IPv6" in status
+            assert re.search(r"excluded +fd10:130::/112", status)
+            assert "dev tpvpn0" not in laptop.sh(f"ip -6 route get {SERVICES6[0]}")
 
 
 def test_no_default_route(own: Laptop) -> None:

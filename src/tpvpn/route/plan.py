@@ -210,7 +210,8 @@ def doubts(subnets: Iterable[Subnet], found: Sequence[Found], ipv6: bool) -> Ite
     for subnet in subnets:
         prefix = subnet.wanted.prefix
         if prefix.version == 6 and not ipv6:
-            yield f"{prefix} is left out: IPv6 is switched off here (net.ipv6.conf.default.disable_ipv6)"
+            why = "IPv6 is switched off here (net.ipv6.conf.default.disable_ipv6) or not in the tunnel"
+            yield f"{prefix} is left out: {why}"
             continue
         holed = set[str | None]()
         for one in overlapping(found, prefix):
