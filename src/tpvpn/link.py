@@ -37,7 +37,6 @@ class Link:
         self.on_lost = on_lost
         self.on_drained: Callable[[], None] = _nothing
         self.congested = False
-        self.bytes_received = self.bytes_sent = 0
         self._loop = asyncio.get_running_loop()
         self._buffer = mmap.mmap(-1, _BUFFER_SIZE)  # memory that is not used yet costs none
         self._view = memoryview(self._buffer)
@@ -88,7 +87,6 @@ class Link:
                 sent = send(data)
             except WOULD_BLOCK:
                 return data
-            self.bytes_sent += sent
             if sent == len(data):
                 return None
             data = data[sent:]
@@ -135,7 +133,6 @@ class Link:
         if count == 0:
             self._lose(LinkLostError("the connection was closed by the other end"))
             return
-        self.bytes_received += count
         # TLS decrypts a record at a time: what it holds already is not announced by the descriptor.
         if self._consume(self._have + count) and self.stream.pending():
             self._loop.call_soon(self._on_pending)
