@@ -36,6 +36,8 @@ class Link:
     carrier: bool = True
     """False: the kernel marks its routes `linkdown` (an idle docker bridge)."""
     loopback: bool = False
+    holder: str | None = None
+    """The program that has the TUN or TAP open ("openvpn"), where that may be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,15 @@ class Answer:
 DELIVERING: tuple[RouteKind, ...] = ("unicast", "local", "broadcast", "anycast", "multicast")
 """Kinds with no error in fib_props[] (net/ipv4/fib_semantics.c): only they can be suppressed by a rule."""
 
+@dataclass(frozen=True, slots=True)
+class IpsecPolicy:
+    """An outbound XFRM policy: packets from `source` to `destination` are encrypted, or rejected when `blocks`."""
+
+    source: Prefix
+    destination: Prefix
+    blocks: bool = False
+
+
 Table = dict[int, dict[int, list[Route]]]
 """Routes of one family by prefix length, longest first, and network; each list by metric, lowest first."""
 
@@ -161,6 +172,7 @@ class View:
     routes: tuple[Route, ...] = ()
     links: tuple[Link, ...] = ()
     addresses: tuple[Address, ...] = ()
+    policies: tuple[IpsecPolicy, ...] = ()
     ipv6: bool = True
     """False where IPv6 is switched off or not built in."""
     warnings: tuple[str, ...] = field(default=())

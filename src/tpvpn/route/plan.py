@@ -19,6 +19,7 @@ from tpvpn.route.fib import LOCAL_TABLE, TPVPN_PROTOCOL, Nexthop, Route, Rule, V
 from tpvpn.route.prefix import Prefix, Space
 
 Kind = Literal["service", "pod", "also"]
+OnConflict = Literal["fail", "skip", "hosts", "virtual"]
 Verdict = Literal["routed", "partial", "conflict", "virtual", "excluded"]
 
 MAIN_PREFERENCE = 32766
@@ -41,7 +42,13 @@ class Policy:
 
     allow: tuple[Prefix, ...] = ()
     never: tuple[tuple[Prefix, str], ...] = ()
-    on_conflict: Literal["fail", "skip"] = "fail"
+    on_conflict: OnConflict = "fail"
+    hosts: tuple[tuple[Prefix, str], ...] = ()
+    """Single addresses (/32, /128) for `hosts`, each with where it is from ("--host", "hosts.txt line 3")."""
+    virtual: tuple[Prefix | Literal["service", "pod"], ...] = ()
+    """What is mapped to a virtual subnet whether it conflicts or not: wanted subnets, or all of a kind."""
+    given: tuple[str, ...] = ()
+    """The user's other words, which the commands of the fixes repeat: ("--service-cidr", "10.130.0.0/16", …)."""
 
 
 @dataclass(frozen=True, slots=True)
