@@ -15,7 +15,7 @@ from tpvpn.helper import protocol
 from tpvpn.helper.protocol import RequestError, decode_operation, encode_operation
 from tpvpn.journal import Journal
 from tpvpn.route.fib import Nexthop, Route, Rule
-from tpvpn.route.plan import Operation
+from tpvpn.route.operations import Operation
 from tpvpn.route.prefix import BITS, Prefix
 from tpvpn.rundir import Session
 

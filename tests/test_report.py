@@ -6,10 +6,12 @@ import subprocess
 
 import pytest
 
-from tpvpn.report import as_json, as_text, percent, refusal
+from tpvpn.report import as_json, as_text, refusal
+from tpvpn.route.advice import percent
 from tpvpn.route.fib import Link, Nexthop, Route, Rule, View
-from tpvpn.route.plan import Plan, Policy, Wanted, make_plan
+from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix
+from tpvpn.route.verdict import Plan, Policy, Wanted
 
 VIEW = View(
     (Rule(4, 0, table=255), Rule(4, 32766, table=254)),
@@ -58,6 +60,16 @@ def test_json_is_the_contract() -> None:
         "never_proxy": [{"cidr": "10.130.9.9/32", "reason": "API server", "route": "10.0.0.0/8 via 10.8.0.1 dev tun0"}],
         "warnings": [],
         "fixes": value["fixes"],
+        "notes": [
+            {
+                "cidr": cidr,
+                "route": "10.0.0.0/8",
+                "device": "tun0",
+                "known_by": "device name tun0",
+                "hides": f"{cidr} is 0.4 % of tun0's 10.0.0.0/8; hosts of openvpn in it {become}",
+            }
+            for cidr, become in (("10.130.0.0/16", "would become unreachable"), ("10.132.0.0/16", "are hidden"))
+        ],
     }
     assert all(set(fix) == {"description", "command"} for fix in value["fixes"])
 
@@ -69,10 +81,14 @@ def test_text_names_everything() -> None:
         "\n"
         "10.130.0.0/16  conflict  service, from ServiceCIDR API\n"
         "    conflict  inside 10.0.0.0/8 via 10.8.0.1 dev tun0 (openvpn, table main)\n"
-        "              allowing it would hide 0.4 % of tun0's 10.0.0.0/8\n"
+        "              openvpn is known by device name tun0\n"
+        "              10.130.0.0/16 is 0.4 % of tun0's 10.0.0.0/8; hosts of openvpn in it would\n"
+        "              become unreachable\n"
         "10.132.0.0/16  conflict  service, from ServiceCIDR API\n"
         "    conflict  inside 10.0.0.0/8 via 10.8.0.1 dev tun0 (openvpn, table main)\n"
-        "              allowing it would hide 0.4 % of tun0's 10.0.0.0/8\n"
+        "              openvpn is known by device name tun0\n"
+        "              10.132.0.0/16 is 0.4 % of tun0's 10.0.0.0/8; hosts of openvpn in it would\n"
+        "              become unreachable\n"
         "172.17.0.0/24  routed    service, from ServiceCIDR API\n"
         "\n"
         "Never proxied\n"
@@ -82,7 +98,9 @@ def test_text_names_everything() -> None:
         "  - 172.17.0.0/16 dev docker0 (docker) overlaps 172.17.0.0/24, but docker0 has no\n"
         "    carrier: it is no conflict now, and becomes one when the device is used\n"
         "\n"
-        "If no host that you reach by tun0 is in 10.130.0.0/16 or 10.132.0.0/16, allow it:\n"
+        "If no host that you reach by tun0 is in 10.130.0.0/16 or 10.132.0.0/16, allow it (for\n"
+        "good: allowConflictingSubnets: [10.130.0.0/16, 10.132.0.0/16] under client.routing in\n"
+        "~/.config/tpvpn/config.yaml):\n"
         "  tpvpn connect --allow-conflicting-subnets 10.130.0.0/16 \\\n"
         "    --allow-conflicting-subnets 10.132.0.0/16\n"
         "\n"
@@ -92,6 +110,12 @@ def test_text_names_everything() -> None:
         "\n"
         "Connect without what conflicts, which stays as it is:\n"
         "  tpvpn connect --on-conflict skip\n"
+        "\n"
+        "Route nothing of it but single hosts, 10.130.0.1 for example:\n"
+        "  tpvpn connect --on-conflict hosts --host 10.130.0.1\n"
+        "\n"
+        "Keep both: reach what conflicts by other addresses, as `tpvpn plan` shows them:\n"
+        "  tpvpn connect --on-conflict virtual\n"
     )
 
 
@@ -99,11 +123,11 @@ def test_partial_and_allowed() -> None:
     text = as_text(plan("10.130.0.0/17", "10.132.0.0/16", skip=True))
     assert text.startswith("connect would go ahead: of 2 subnets, 1 routed, 1 partial.\n")
     assert "    routed    10.130.0.0/17\n    withheld  10.130.128.0/17\n" in text
-    assert "    allowed   inside 10.0.0.0/8" in text and "this hides 0.4 %" in text
+    assert "    allowed   inside 10.0.0.0/8" in text and "openvpn in it are hidden" in " ".join(text.split())
 
 
 def test_commands_survive_the_shell() -> None:
-    printed = as_text(plan()).split("allow it:\n")[1].split("\n\n")
+    printed = as_text(plan()).split("config.yaml):\n")[1].split("\n\n")
     for fix, shown in zip(plan().fixes, [printed[0], *(part.split(":\n")[1] for part in printed[1:])], strict=True):
         pasted = subprocess.run(["bash", "-c", f"printf '%s\\n' {shown}"], capture_output=True, text=True, check=True)
         assert pasted.stdout.splitlines() == shlex.split(fix.command)

@@ -20,8 +20,10 @@ from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.proto.session import Offer
 from tpvpn.route.fib import View
 from tpvpn.route.netlink import Changes, ask, read_view
-from tpvpn.route.plan import Plan, Policy, Wanted, make_plan, operations
+from tpvpn.route.operations import operations
+from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix, Space
+from tpvpn.route.verdict import Plan, Policy, Wanted
 from tpvpn.transport.stream import Stream
 from tpvpn.transport.tcp import Endpoint, dial, resolve
 from tpvpn.tunnel import Tunnel, shake_hands

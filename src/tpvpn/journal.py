@@ -14,7 +14,7 @@ from pathlib import Path
 from tpvpn.errors import TpvpnError, UsageError
 from tpvpn.helper.protocol import decode_operation, encode_operation
 from tpvpn.route.fib import Route, Rule
-from tpvpn.route.plan import Operation
+from tpvpn.route.operations import Operation
 from tpvpn.rundir import Session, decode, encode
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from tpvpn.errors import ConflictError
+from tpvpn.route.advice import hides
 from tpvpn.route.fib import LOCAL_TABLE, MAIN_TABLE
-from tpvpn.route.plan import Conflict, Fix, Plan, Subnet
-from tpvpn.route.prefix import Prefix
+from tpvpn.route.verdict import Conflict, Fix, Plan, Subnet
 
 SCHEMA = "tpvpn.plan/1"
 COLOURS = {"routed": 32, "virtual": 32, "partial": 33, "conflict": 31, "excluded": 2}
@@ -55,6 +55,17 @@ def as_json(plan: Plan) -> dict[str, Any]:
         ],
         "warnings": list(plan.warnings),
         "fixes": [{"description": fix.description, "command": fix.command} for fix in plan.fixes],
+        "notes": [
+            {
+                "cidr": str(subnet.wanted.prefix),
+                "route": str(conflict.route),
+                "device": conflict.device,
+                "known_by": conflict.evidence,
+                "hides": hides(conflict, subnet),
+            }
+            for subnet in plan.subnets
+            for conflict in subnet.conflicts
+        ],
     }
 
 
@@ -108,15 +119,16 @@ def subnet_lines(subnet: Subnet, width: int, colour: bool) -> Iterator[str]:
     prefix = subnet.wanted.prefix
     yield f"{prefix!s:<{width}}  {verdict}  {subnet.wanted.kind}, from {subnet.wanted.source}"
     if subnet.virtual is not None:
-        yield f"    virtual   {subnet.virtual}"
-    if subnet.routes and subnet.routes != (prefix,):
+        yield f"    virtual   {subnet.virtual}, address by address; {prefix} itself stays as it is"
+    elif subnet.routes and subnet.routes != (prefix,):
         yield from wrap(", ".join(shorten(list(map(str, subnet.routes)))), "    routed    ")
-    if subnet.withheld and subnet.withheld != (prefix,):
+    if subnet.virtual is None and subnet.withheld and subnet.withheld != (prefix,):
         yield from wrap(", ".join(shorten(list(map(str, subnet.withheld)))), "    withheld  ")
     for conflict in subnet.conflicts[:SHOWN]:
         state = "allowed" if conflict.allowed else "conflict"
         yield from wrap(f"{RELATIONS[conflict.relation]} {route_of(conflict)}", f"    {state:<8}  ")
-        yield from wrap(share(conflict, prefix), " " * 14)
+        yield from wrap(f"{conflict.owner} is known by {conflict.evidence}", " " * 14)
+        yield from wrap(hides(conflict, subnet), " " * 14)
     if len(subnet.conflicts) > SHOWN:
         yield f"    and {len(subnet.conflicts) - SHOWN} more, see --output json"
 
@@ -126,24 +138,12 @@ RELATIONS = {"covers": "inside", "inside": "holds", "equal": "equals"}
 
 
 def route_of(conflict: Conflict) -> str:
-    """A private route with its device, owner, gateway and table."""
+    """A private route with its device, owner, gateway and table, or an IPsec policy."""
+    if conflict.table == 0:
+        return f"the IPsec policy for {conflict.route} ({conflict.owner})"
     gateway = f" via {conflict.gateway}" if conflict.gateway else ""
     table = TABLE_NAMES.get(conflict.table, str(conflict.table))
     return f"{conflict.route}{gateway} dev {conflict.device or '?'} ({conflict.owner}, table {table})"
-
-
-def share(conflict: Conflict, prefix: Prefix) -> str:
-    """What of the private route the subnet hides."""
-    hides = "this hides" if conflict.allowed else "allowing it would hide"
-    whose = f"{conflict.device or '?'}'s {conflict.route}"
-    if conflict.relation != "covers":
-        return f"{hides} all of {whose}"
-    return f"{hides} {percent(prefix.size / conflict.route.size)} of {whose}"
-
-
-def percent(ratio: float) -> str:
-    """A share that never looks like nothing: "50 %", "0.4 %", "less than 0.1 %"."""
-    return "less than 0.1 %" if ratio < 0.001 else f"{100 * ratio:.1f} %".replace(".0 ", " ")
 
 
 def shorten(items: list[str]) -> list[str]:

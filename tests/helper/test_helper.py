@@ -22,7 +22,7 @@ from tpvpn.helper.kernel import TABLES
 from tpvpn.helper.protocol import RequestError
 from tpvpn.route.fib import Nexthop, Route, Rule
 from tpvpn.route.netlink import ask, read_view
-from tpvpn.route.plan import Operation
+from tpvpn.route.operations import Operation
 from tpvpn.route.prefix import Prefix
 
 CLONE_NEWNET = 0x40000000

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from textview import DEVICE, TABLE, apply, plan_of, read_case, render
 
-from tpvpn.route.plan import operations
+from tpvpn.route.operations import operations
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.txt"))
 

@@ -44,4 +44,4 @@ def test_owner(device: str | None, kind: str | None, table: int, mark: int | Non
     hop = Nexthop(device)
     rule = Rule(4, 100, table=table, mark=mark, inverted=mark is not None)
     link = Link(2, device, kind) if device else None
-    assert owner_of(Route(TEN, table, nexthops=(hop,), protocol=protocol), hop, rule, link) == owner
+    assert owner_of(Route(TEN, table, nexthops=(hop,), protocol=protocol), hop, rule, link).name == owner

@@ -11,8 +11,11 @@ from views import default_rules, prefixes, views
 
 from tpvpn.errors import UsageError
 from tpvpn.route.fib import Link, Nexthop, Route, Rule, View
-from tpvpn.route.plan import Plan, Policy, Wanted, make_plan, operations
+from tpvpn.route.operations import operations
+from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import BITS, Prefix, Space
+from tpvpn.route.verdict import Plan, Policy, Wanted
+from tpvpn.route.virtual import POOLS
 
 PRIVATE = tuple(map(Prefix.parse, ("10.0.0.0/8", "fd00::/8")))
 
@@ -32,8 +35,21 @@ def questions(draw: st.DrawFn, version: int) -> tuple[list[Wanted], Policy]:
     also = {w.prefix for w in wanted if w.kind == "also"}
     never = draw(st.lists(subnets(version).filter(lambda p: p not in also), max_size=2, unique=True))
     allow = draw(st.lists(prefixes(version), max_size=2))
-    mode = draw(st.sampled_from(("fail", "skip")))
-    return wanted, Policy(tuple(allow), tuple((prefix, "test") for prefix in never), mode)
+    mode = draw(st.sampled_from(("fail", "skip", "hosts", "virtual")))
+    hosts = draw(st.lists(subnets(version).map(lambda p: Prefix.host(p.address())), max_size=2))
+    virtual = draw(
+        st.lists(st.sampled_from([one.prefix for one in wanted if one.prefix.length > 8] + ["pod"]), max_size=1)
+    )
+    policy = Policy(
+        tuple(allow),
+        tuple((prefix, "test") for prefix in never),
+        mode,
+        tuple((host, "test") for host in hosts) if mode == "hosts" else (),
+        tuple(virtual) if all(one.prefix.length >= POOLS[version].length for one in wanted) else (),
+    )
+    # No pool has room for a /8.
+    roomy = all(one.prefix.length >= POOLS[version].length for one in wanted)
+    return wanted, policy if roomy or mode != "virtual" else replace(policy, on_conflict="skip")
 
 
 def probes(view: View, plan: Plan, policy: Policy, version: int) -> list[Prefix]:
@@ -67,10 +83,11 @@ def reached_privately(view: View, address: Prefix) -> bool:
 def test_a_plan_takes_what_is_wanted_and_nothing_else(data: st.DataObject, version: int) -> None:
     view = data.draw(views(version))
     wanted, policy = data.draw(questions(version))
-    plan = make_plan(view, wanted, policy)
+    plan = make_plan(view, wanted, policy, TABLE)
     steps = operations(plan, view, TABLE, DEVICE)
     after = apply(view, steps)
-    allow, routed = Space(policy.allow), Space(plan.routes)
+    allow = Space((*policy.allow, *(host for host, _ in policy.hosts)))
+    routed = Space(plan.routes)
     for address in probes(view, plan, policy, version):
         before, now = view.lookup(address), after.lookup(address)
         if reached_privately(view, address) and address not in allow:
@@ -85,20 +102,26 @@ def test_a_plan_takes_what_is_wanted_and_nothing_else(data: st.DataObject, versi
 def test_parts_of_a_subnet(data: st.DataObject, version: int) -> None:
     view = data.draw(views(version))
     wanted, policy = data.draw(questions(version))
-    plan = make_plan(view, wanted, policy)
-    assert plan.ok == (policy.on_conflict == "skip" or all(s.verdict != "conflict" for s in plan.subnets))
+    plan = make_plan(view, wanted, policy, TABLE)
+    assert plan.ok == (policy.on_conflict != "fail" or all(s.verdict != "conflict" for s in plan.subnets))
     assert bool(plan.fixes) == any(s.remaining for s in plan.subnets)
     for subnet in plan.subnets:
         whole = Space([subnet.wanted.prefix])
+        if subnet.verdict == "virtual":
+            assert subnet.virtual and subnet.virtual.length == subnet.wanted.prefix.length
+            assert POOLS[version].contains(subnet.virtual) and subnet.routes == (subnet.virtual,)
+            assert policy.virtual or (policy.on_conflict == "virtual" and subnet.conflicts)
+            continue
         routed, withheld = Space(subnet.routes), Space(subnet.withheld)
         left_out = whole & Space(prefix for prefix, _ in policy.never)
         assert not routed & withheld and not (routed | withheld) - whole
         assert not whole - routed - withheld - left_out
-        assert not Space(subnet.remaining) - (withheld | left_out)
+        hosts = Space(host for host, _ in policy.hosts)
+        assert not Space(subnet.remaining) - (withheld | left_out | hosts)
         assert not Space(subnet.remaining) & Space(policy.allow)
         assert bool(subnet.remaining) == any(not conflict.allowed for conflict in subnet.conflicts)
         expected = {
-            "routed": not withheld and not subnet.remaining,
+            "routed": not withheld and not Space(subnet.remaining) - hosts,
             "partial": bool(routed and withheld),
             "conflict": bool(withheld and not routed),
             "excluded": not routed and not withheld and not subnet.conflicts,
@@ -110,10 +133,10 @@ def test_parts_of_a_subnet(data: st.DataObject, version: int) -> None:
 @given(st.data(), st.sampled_from((4, 6)))
 def test_operations_are_idempotent_and_undone_by_their_inverses(data: st.DataObject, version: int) -> None:
     view = data.draw(views(version))
-    first = make_plan(view, *data.draw(questions(version)))
+    first = make_plan(view, *data.draw(questions(version)), TABLE)
     once = apply(view, operations(first, view, TABLE, DEVICE))
     assert operations(first, once, TABLE, DEVICE) == []
-    second = make_plan(once, *data.draw(questions(version)))
+    second = make_plan(once, *data.draw(questions(version)), TABLE)
     steps = operations(second, once, TABLE, DEVICE)
     twice = apply(once, steps)
     assert operations(second, twice, TABLE, DEVICE) == []
@@ -127,7 +150,7 @@ def test_operations_are_idempotent_and_undone_by_their_inverses(data: st.DataObj
 def test_no_packet_that_is_left_out_strays_on_the_way(view: View, never: list[Prefix]) -> None:
     wanted = [Wanted(PRIVATE[0], "service", "test")]
     policy = Policy((PRIVATE[0],), tuple((prefix, "test") for prefix in never))
-    plan = make_plan(view, wanted, policy)
+    plan = make_plan(view, wanted, policy, TABLE)
     there = operations(plan, view, TABLE, DEVICE)
     steps = there + operations(Plan(True, ()), apply(view, there), TABLE, DEVICE)
     for count in range(len(steps) + 1):
@@ -209,10 +232,11 @@ def test_fixes_allow_what_remains_besides_what_is_allowed() -> None:
     view = View(default_rules(), (Route(PRIVATE[0], nexthops=(Nexthop("tun0"),)),), (Link(2, "tun0", "tun"),))
     command = "--service-cidr 10.130.0.0/16 --pod-cidr 10.132.0.0/16"
     plan = plan_of(view, f"{command} --allow-conflicting-subnets 10.130.0.0/17")
-    allow, helm, skip = (fix.command for fix in plan.fixes)
+    allow, helm, skip, hosts, virtual = (fix.command for fix in plan.fixes)
     assert "--allow-conflicting-subnets 10.130.128.0/17" in allow and "'client.routing" in helm and "{" in helm
     assert plan_of(view, f"{command} {allow.removeprefix('tpvpn connect')}").ok
-    assert plan_of(view, f"{command} {skip.removeprefix('tpvpn connect')}").ok
+    for fix in (skip, hosts, virtual):
+        assert plan_of(view, f"{command} {fix.removeprefix('tpvpn connect')}").ok
 
 
 def test_a_hundred_thousand_routes_are_planned_in_time() -> None:

@@ -13,8 +13,10 @@ from views import default_rules
 
 from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
 from tpvpn.route.fib import Address, Link, Nexthop, Route, Rule, View
-from tpvpn.route.plan import Operation, Plan, make_plan, operations
+from tpvpn.route.operations import Operation, operations
+from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import DEFAULT, Prefix
+from tpvpn.route.verdict import Plan
 
 TABLES = {"main": 254, "local": 255, "default": 253}
 PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "bird": 12, "dhcp": 16, "bgp": 186, "tpvpn": 116}
@@ -137,7 +139,7 @@ def read_case(path: Path) -> tuple[View, str, list[str]]:
 def plan_of(view: View, command: str) -> Plan:
     parser = argparse.ArgumentParser()
     add_routing_flags(parser)
-    return make_plan(view, *policy_and_wanted(parser.parse_args(command.split())))
+    return make_plan(view, *policy_and_wanted(parser.parse_args(command.split())), table=TABLE)
 
 
 def render(plan: Plan, view: View) -> list[str]:

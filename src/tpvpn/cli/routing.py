@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from tpvpn.errors import UsageError
-from tpvpn.route.plan import Kind, Policy, Wanted
+from tpvpn.route.verdict import Kind, Policy, Wanted
 from tpvpn.route.prefix import Prefix
 
 FLAGS: tuple[tuple[str, Kind], ...] = (("--service-cidr", "service"), ("--pod-cidr", "pod"), ("--also-proxy", "also"))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol
 from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request
-from tpvpn.route.plan import Operation
+from tpvpn.route.operations import Operation
 from tpvpn.tun import Tun
 from tpvpn.wire.vnet import Offload
 

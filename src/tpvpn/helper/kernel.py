@@ -25,7 +25,7 @@ from tpvpn.netlink import (
     parse_attributes,
 )
 from tpvpn.route.fib import TPVPN_PROTOCOL, Route, Rule
-from tpvpn.route.plan import Operation
+from tpvpn.route.operations import Operation
 from tpvpn.route.prefix import BITS, FAMILIES, Prefix
 
 TABLES = range(0x7470, 0x7570)

@@ -23,7 +23,7 @@ from typing import Any, cast, get_args
 
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.route.fib import TPVPN_PROTOCOL, Nexthop, Route, RouteKind, Rule, RuleAction
-from tpvpn.route.plan import Operation
+from tpvpn.route.operations import Operation
 from tpvpn.route.prefix import Prefix
 
 MESSAGE_LIMIT = 1 << 16

@@ -19,7 +19,7 @@ from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import kernel, protocol
 from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request, RequestError
 from tpvpn.journal import Journal, JournalBusyError
-from tpvpn.route.plan import Operation
+from tpvpn.route.operations import Operation
 from tpvpn.rundir import Session
 from tpvpn.tun import open_tun
 

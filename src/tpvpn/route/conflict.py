@@ -1,6 +1,6 @@
 """Which routes are private: every route that a local packet could choose, but for the default and what stands for it.
 
-Pure: a `View` in, values out; it knows nothing of what is wanted. Two steps.
+Pure: a `View` in, values out; it knows nothing of what is wanted. An IPsec policy counts like a route. Two steps.
 
 `reachable()` walks the rules as a local packet without a mark would and keeps the unicast routes of the tables it comes
 to, unless an earlier default, reject or local entry answers for all of the route (an earlier private route does not: it
@@ -13,13 +13,13 @@ inside a private block so is a list that makes up the block but for the holes le
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
 from tpvpn.route.fib import DELIVERING, TPVPN_PROTOCOL, Link, Nexthop, Route, Rule, View
-from tpvpn.route.owner import owner_of
+from tpvpn.route.owner import Owner, owner_of
 from tpvpn.route.prefix import BITS, DEFAULT, Prefix, Space
 
 NEVER_WANTED = tuple(
@@ -65,23 +65,43 @@ class Found:
     rule: Rule
     certain: bool
 
+    ipsec: bool = False
+    """An XFRM policy: the kernel asks it whatever route was chosen; its route has no table and no way out."""
+
     @property
-    def owner(self) -> str:
+    def owner(self) -> Owner:
         """Whose it is: "openvpn", "lan", …"""
+        if self.ipsec:
+            return Owner("strongswan", "an IPsec (XFRM) policy")
         return owner_of(self.route, self.hop, self.rule, self.link)
 
+    @property
+    def owned(self) -> str:
+        """As `ip route` shows it, and whose it is."""
+        return f"{self} ({self.owner.name})"
+
     def __str__(self) -> str:
+        if self.ipsec:
+            return f"the IPsec policy for {self.prefix}"
         return str(replace(self.route, prefix=self.prefix, nexthops=(self.hop,)))
 
 
-def foreign(view: View) -> View:
-    """The view without anything of ours: no route or rule with our protocol, nor what is on a device of ours."""
-    own = {hop.device for route in view.routes if route.protocol == TPVPN_PROTOCOL for hop in route.nexthops}
+def foreign(view: View, table: int | None = None) -> View:
+    """The view without what is ours: no route or rule of ours, nor what is on our device.
+
+    `table` is that of the session that asks, None when it has none yet. Of other sessions it sees those with a lower
+    one, so that of two that want the same subnet one yields and the other does not; without a table it sees all.
+    """
+
+    def is_ours(one: Route | Rule) -> bool:
+        return table is not None and one.protocol == TPVPN_PROTOCOL and one.table >= table
+
+    own = {hop.device for route in view.routes if is_ours(route) for hop in route.nexthops}
     own.discard(None)
     return replace(
         view,
-        rules=tuple(rule for rule in view.rules if rule.protocol != TPVPN_PROTOCOL),
-        routes=tuple(route for route in view.routes if route.protocol != TPVPN_PROTOCOL and route.device not in own),
+        rules=tuple(rule for rule in view.rules if not is_ours(rule)),
+        routes=tuple(route for route in view.routes if not is_ours(route) and route.device not in own),
     )
 
 
@@ -219,6 +239,19 @@ def classify(view: View) -> list[Found]:
         idle = link is not None and not link.carrier
         standing = "piece" if parts is not None and prefix in parts else "idle" if idle else "private"
         found.append(Found(prefix, route, hop, link, standing, rule, certain))
+    return found + policies(view, {one.prefix for one in found})
+
+
+def policies(view: View, routed: Container[Prefix]) -> list[Found]:
+    """The IPsec policies that could take a packet of the host, but for those that have a route beside them."""
+    own = [Prefix.host(address.address) for address in view.addresses]
+    found = list[Found]()
+    for policy in view.policies:
+        prefix = policy.destination
+        local = policy.source.is_default or any(map(policy.source.contains, own))
+        if local and prefix.length >= BROAD[prefix.version] and prefix not in NEVER and prefix not in routed:
+            rule = Rule(4 if prefix.version == 4 else 6, 0)
+            found.append(Found(prefix, Route(prefix, table=0), Nexthop(), None, "private", rule, True, ipsec=True))
     return found
 
 

@@ -151,6 +151,7 @@ class Answer:
 DELIVERING: tuple[RouteKind, ...] = ("unicast", "local", "broadcast", "anycast", "multicast")
 """Kinds with no error in fib_props[] (net/ipv4/fib_semantics.c): only they can be suppressed by a rule."""
 
+
 @dataclass(frozen=True, slots=True)
 class IpsecPolicy:
     """An outbound XFRM policy: packets from `source` to `destination` are encrypted, or rejected when `blocks`."""
@@ -173,6 +174,8 @@ class View:
     links: tuple[Link, ...] = ()
     addresses: tuple[Address, ...] = ()
     policies: tuple[IpsecPolicy, ...] = ()
+    resolvers: tuple[str, ...] = ()
+    """Addresses of the host's own DNS servers."""
     ipv6: bool = True
     """False where IPv6 is switched off or not built in."""
     warnings: tuple[str, ...] = field(default=())
