@@ -14,6 +14,8 @@ LAYERS = {
     "route.verdict": 1, "route.virtual": 1, "route.advice": 1, "route.operations": 1,
     "proto": 1, "report": 1, "helper.protocol": 1,
     "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "rundir": 2,
+    "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
+    "dns.system": 2, "dns.names": 2,
     "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
     "engine": 4,
     "control": 5, "lab": 5,
@@ -21,6 +23,7 @@ LAYERS = {
 }  # fmt: skip
 
 DOORS = {
+    "dns": {"dns.names"},
     "pyroute2": {"route.netlink", "lab"},
     "uvloop": {"cli", "manager"},
     "kubernetes_asyncio": {"kube.api"},
