@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from pyroute2 import AsyncIPRoute  # pyright: ignore[reportMissingTypeStubs]
 from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error  # pyright: ignore[reportMissingTypeStubs]
 
+from tpvpn.dns.system import nameservers
 from tpvpn.errors import TpvpnError
 from tpvpn.netlink import Message, NetlinkSocket, parse_attributes
 from tpvpn.route.fib import Address, Link, Nexthop, Route, RouteKind, Rule, RuleAction, View
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 QUIET = 0.2
 """Seconds without an event after which a burst of changes is over."""
-LONGEST_BURST = 1.0
+LONGEST_BURST = 0.5
 """Seconds after which changes are told although they go on."""
 
 # linux/rtnetlink.h
@@ -98,6 +99,7 @@ async def _read_view() -> View:
         routes=await _read_routes(devices),
         links=tuple(links),
         addresses=tuple(address for address in addresses if address is not None),
+        resolvers=nameservers(),
         ipv6=has_ipv6(),
     )
 
@@ -329,16 +331,28 @@ class Changes:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._others: list[socket.socket] = []
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         self._events.bind((0, 0))
         for group in _GROUPS:
             self._events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-        self._loop.add_reader(self._events, self._drain)
+        self._loop.add_reader(self._events, self._drain, self._events)
 
     def close(self) -> None:
         """End the subscription."""
-        self._loop.remove_reader(self._events)
-        self._events.close()
+        for events in (self._events, *self._others):
+            self._loop.remove_reader(events)
+            events.close()
+
+    def add(self, events: socket.socket) -> None:
+        """Hear of what another netlink socket tells too, which is then ours to close."""
+        events.setblocking(False)
+        self._others.append(events)
+        self._loop.add_reader(events, self._drain, events)
+
+    def tell(self) -> None:
+        """Wake up for a change that is not the kernel's."""
+        self._changed.set()
 
     def __enter__(self) -> "Changes":
         return self
@@ -359,11 +373,11 @@ class Changes:
             if self._loop.time() >= end:
                 self._changed.clear()
 
-    def _drain(self) -> None:
+    def _drain(self, events: socket.socket) -> None:
         """Throw away what is queued: that something came is all that counts."""
         self._changed.set()
         for _ in range(_DRAINED_AT_ONCE):
             try:
-                self._events.recv(1)
+                events.recv(1)
             except OSError:  # empty (EAGAIN), or it had overflowed (ENOBUFS)
                 return
