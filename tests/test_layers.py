@@ -17,7 +17,7 @@ LAYERS = {
     "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
     "dns.system": 2, "dns.names": 2,
     "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
-    "engine": 4,
+    "engine": 4, "router": 4,
     "control": 5, "lab": 5,
     "cli": 6,
 }  # fmt: skip

@@ -144,7 +144,7 @@ class Engine:
         expected += [(prefix, (prefix,), False) for prefix in self._plan.throws]
         shadowed: dict[str, str] = {}
         for prefix, parts, ours in expected:
-            answer = await ask(parts[0].address()) if parts else None
+            answer = (await ask([Prefix.host(parts[0].address())]))[0] if parts else None
             if parts and (answer is not None and answer.device == self._claimed.device) != ours:
                 shadowed[str(prefix)] = f"shadowed by {answer or 'nothing: the kernel has no route'}"
         return shadowed

@@ -160,6 +160,17 @@ class NetlinkSocket:
                         raise error
                     return
 
+    def get(self, kind: int, payload: bytes) -> Message:
+        """The one object that is asked for. NetlinkError when there is none or it is refused."""
+        self._sequence += 1
+        self._socket.send(pack_message(Message(kind, NLM_F_REQUEST, payload, self._sequence)))
+        while True:
+            for answer in self._receive():
+                if answer.sequence == self._sequence:
+                    if answer.kind == _NLMSG_ERROR and (error := parse_error(answer)):
+                        raise error
+                    return answer
+
     def dump(self, kind: int, payload: bytes) -> list[Message]:
         """Every object of a kind; read again when it changed meanwhile. NetlinkError when it is refused."""
         while True:

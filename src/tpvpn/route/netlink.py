@@ -13,17 +13,16 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pyroute2 import AsyncIPRoute  # pyright: ignore[reportMissingTypeStubs]
-from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error  # pyright: ignore[reportMissingTypeStubs]
 
 from tpvpn.dns.system import nameservers
 from tpvpn.errors import TpvpnError
-from tpvpn.netlink import Message, NetlinkSocket, parse_attributes
+from tpvpn.netlink import Message, NetlinkError, NetlinkSocket, attribute, parse_attributes
 from tpvpn.route.fib import Address, Link, Nexthop, Route, RouteKind, Rule, RuleAction, View
 from tpvpn.route.prefix import FAMILIES, Prefix
 
@@ -36,7 +35,6 @@ LONGEST_BURST = 0.5
 
 # linux/rtnetlink.h
 _RTM_GETROUTE, _RTM_GETNEXTHOP = 26, 106
-_MESSAGE_HEADER = 16
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 9, 15, 18, 30
@@ -112,38 +110,39 @@ def has_ipv6() -> bool:
         return False
 
 
-async def ask(address: str) -> Route | None:
-    """The kernel's answer where a packet of ours to `address` would go; None when it has no route.
+async def ask(hosts: Sequence[Prefix]) -> list[Route | None]:
+    """The kernel's answers where a packet of ours to each of these hosts would go; None where it has no route.
 
-    The prefix is the address itself; the table is the one that answered. UsageError when it is no address.
+    The prefix of each is the host itself; the table is the one that answered.
     """
-    return await _apart(_ask(Prefix.host(address)))
+    # The socket belongs to this thread's network namespace, whatever the worker's is.
+    kernel, devices = NetlinkSocket(socket.NETLINK_ROUTE), dict(socket.if_nameindex())
+    try:
+        return await asyncio.to_thread(lambda: [_ask(kernel, devices, host) for host in hosts])
+    finally:
+        kernel.close()
 
 
-async def _ask(host: Prefix) -> Route | None:
-    request = {
-        "family": FAMILIES[host.version],
-        "dst": host.address(),
-        "dst_len": host.length,
-        "flags": _RTM_F_LOOKUP_TABLE,
-    }
-    async with _iproute() as ipr:
-        try:
-            answer = await ipr.route("get", **request)
-        except Pyroute2Error as error:
-            return _refusal(host, error)
-    payload = bytes(answer[0].data)[_MESSAGE_HEADER : answer[0].length]
-    return _route(payload, dict(socket.if_nameindex()), {})
+def _ask(kernel: NetlinkSocket, devices: Devices, host: Prefix) -> Route | None:
+    # IPv6 names the table that answered unasked, and refuses the flag (inet6_rtm_valid_getroute_req, net/ipv6/route.c).
+    flags = _RTM_F_LOOKUP_TABLE if host.version == 4 else 0
+    header = _RTMSG.pack(FAMILIES[host.version], host.length, 0, 0, 0, 0, 0, 0, flags)
+    address = host.network.to_bytes(host.length // 8)
+    try:
+        answer = kernel.get(_RTM_GETROUTE, header + attribute(_RTA_DST, address))
+    except NetlinkError as error:
+        return _refusal(host, error)
+    return _route(answer.payload, devices, {})
 
 
-def _refusal(host: Prefix, error: Any) -> Route | None:
+def _refusal(host: Prefix, error: NetlinkError) -> Route | None:
     """A lookup that ends in an error: a route of that kind, or no route at all."""
-    kind = _REFUSALS.get(error.code)
+    kind = _REFUSALS.get(error.errno or 0)
     if kind is not None:
         return Route(host, table=0, kind=kind)
-    if error.code in (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ESRCH):
+    if error.errno in (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ESRCH):
         return None
-    raise TpvpnError(f"the kernel does not say where {host.address()} goes: {error}")
+    raise TpvpnError(f"the kernel does not say where {host.address()} goes: {error.strerror}")
 
 
 @contextlib.asynccontextmanager

@@ -35,6 +35,15 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be routed. `names`: host names among the also-proxy, each with where it is from."""
+
+    wanted: tuple[Wanted, ...]
+    policy: Policy
+    names: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Conflict:
     """A private route that shares addresses with a wanted subnet; `allowed` when all of those may be taken.
 

@@ -1,0 +1,265 @@
+"""The routes of a session: looked at, planned, applied by the helper, confirmed by the kernel, and followed.
+
+It prints nothing and reads no option; what happens is told through `say`. `look()` plans without any right; from
+`attach()` on, each `update()` is view → plan → difference → apply → ask the kernel → reset what the change stranded.
+Doing that whenever something changed is all there is to live reaction: an update that finds nothing new does nothing.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from tpvpn import report
+from tpvpn.dns.names import Names
+from tpvpn.errors import ManagerError
+from tpvpn.helper.client import Claimed, HelperClient
+from tpvpn.privileged import Seen
+from tpvpn.privileged import look as look_privileged
+from tpvpn.route.conflict import NEVER
+from tpvpn.route.fib import View
+from tpvpn.route.netlink import Changes, ask, read_view
+from tpvpn.route.operations import operations
+from tpvpn.route.plan import make_plan
+from tpvpn.route.prefix import Prefix, Space
+from tpvpn.route.verdict import Plan, Request, Subnet, Wanted
+
+LOOKED_AT = 256
+"""Prefixes that the helper looks at: more than a cluster has."""
+HISTORY = 100
+"""Changes that are remembered for `status`."""
+IDLE_FOR_BUSY = 3
+"""How many times as long as an update took none is begun: a VPN that flaps costs a quarter of one core at most."""
+
+SetVirtual = Callable[[Sequence[tuple[str, str]]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a subnet, when and why."""
+
+    at: str
+    cidr: str
+    verdict: str
+    because: str
+
+
+class Terms(Protocol):
+    """What of the manager's terms matters to routes."""
+
+    @property
+    def exit(self) -> dict[str, str | None]: ...
+    @property
+    def ipv6(self) -> str | None: ...
+
+
+class Router:
+    """The routes of one session."""
+
+    def __init__(self, request: Request, say: Callable[[str], None]) -> None:
+        self._request, self._say = request, say
+        self._names = Names(name for name, _ in request.names)
+        self._dialled: tuple[tuple[Prefix, str], ...] = ()
+        self._terms: Terms | None = None
+        self._virtual: list[tuple[str, str]] = []
+        self.plan = Plan(True, ())
+        self.shadowed: dict[str, str] = {}
+        self.changes: deque[Change] = deque(maxlen=HISTORY)
+        self._since: dict[str, Change] = {}
+
+    # -- before anything is changed ------------------------------------------------------------------------------------
+
+    async def preview(self, device: str, table: int | None) -> Plan:
+        """What `connect` would do, as far as the rights of whoever asks go; `table` is that of a session that runs."""
+        await self._names.look_up()
+        view, wanted = await read_view(), self._wanted()[0]
+        seen = look_privileged(spanned(wanted), device, ())
+        plan = self._make_plan(see(view, seen), table)
+        return replace(plan, warnings=(*plan.warnings, *seen.obstacles))
+
+    async def look(self, dialled: Sequence[tuple[Prefix, str]]) -> None:
+        """Read the kernel's view and plan; ConflictError when the plan is to be refused.
+
+        `dialled`: addresses that our own sockets use, each with what for: they are never taken.
+        """
+        self._dialled = tuple(dialled)
+        await self._names.look_up()
+        self._accept(self._make_plan(await read_view(), None))
+
+    def _accept(self, plan: Plan) -> None:
+        if not plan.ok:
+            raise report.refusal(plan)
+        self.plan = plan
+
+    def _make_plan(self, view: View, table: int | None) -> Plan:
+        wanted, doubts = self._wanted()
+        warnings = (*view.warnings, *doubts)
+        if self._terms is not None and not self._terms.ipv6:
+            view, warnings = replace(view, ipv6=False), (*warnings, "the manager carries no IPv6")
+        policy = self._request.policy
+        policy = replace(policy, never=policy.never + self._dialled)
+        return make_plan(replace(view, warnings=warnings), wanted, policy, table)
+
+    def _wanted(self) -> tuple[list[Wanted], list[str]]:
+        """All that is wanted now, and a word on each name that gives nothing."""
+        never = (*self._request.policy.never, *self._dialled)
+        named, doubts = by_name(self._request.names, self._names.addresses(), {prefix for prefix, _ in never})
+        return [*self._request.wanted, *named], doubts
+
+    # -- with the helper -----------------------------------------------------------------------------------------------
+
+    async def look_closer(self, helper: HelperClient, claimed: Claimed) -> None:
+        """Plan once more with what only root may see; ConflictError when that makes it one to be refused."""
+        self._helper, self._claimed = helper, claimed
+        _, plan = await self._plan_now()
+        self._accept(plan)
+
+    async def attach(self, terms: Terms, set_virtual: SetVirtual) -> None:
+        """Route as planned, now that the device is there; `set_virtual` tells the manager of virtual subnets.
+
+        Errors: ConflictError when something came in the way meanwhile, ManagerError when it maps no subnets.
+        """
+        self._terms, self._set_virtual = terms, set_virtual
+        policy = self._request.policy
+        if (policy.virtual or policy.on_conflict == "virtual") and set(terms.exit.values()) - {None, "kernel"}:
+            raise ManagerError(
+                "virtual subnets need a manager with the kernel exit, and this one has another: give --on-conflict "
+                "skip or hosts, or let the manager have NET_ADMIN"
+            )
+        view, plan = await self._plan_now()
+        self._accept(plan)
+        self.plan = Plan(True, ())  # nothing of it is routed yet
+        await self._apply(view, plan)
+
+    async def update(self) -> None:
+        """Bring the kernel to what its own view, looked at again, leads to."""
+        await self._apply(*await self._plan_now())
+
+    async def _plan_now(self) -> tuple[View, Plan]:
+        seen = await self._helper.look(spanned(self._wanted()[0]))
+        view = see(await read_view(), seen)
+        plan = self._make_plan(view, self._claimed.table)
+        return view, replace(plan, warnings=(*plan.warnings, *seen.obstacles))
+
+    async def _apply(self, view: View, plan: Plan) -> None:
+        await self._map(plan)
+        await self._helper.apply(operations(plan, view, self._claimed.table, self._claimed.device))
+        before, self.plan = self.plan, plan
+        self._tell(before)
+        await self._confirm()
+        await self._reset_stranded(before)
+
+    async def _map(self, plan: Plan) -> None:
+        """Let the manager map the virtual subnets before anything is routed to them."""
+        pairs = [(str(subnet.virtual), str(subnet.wanted.prefix)) for subnet in plan.subnets if subnet.virtual]
+        if pairs != self._virtual:
+            await self._set_virtual(pairs)
+            self._virtual = pairs
+
+    def _tell(self, before: Plan) -> None:
+        """Say and remember what changed of each subnet."""
+        old = {subnet.wanted: subnet for subnet in before.subnets}
+        at = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        for new in self.plan.subnets:
+            was = old.pop(new.wanted, None)
+            if was is None or (was.verdict, was.routes) != (new.verdict, new.routes):
+                self._remember(
+                    Change(at, str(new.wanted.prefix), new.verdict, reason(new, was)), quiet=not before.subnets
+                )
+        for gone in old.values():
+            why = f"{gone.wanted.source} has it no more"
+            self._remember(Change(at, str(gone.wanted.prefix), "gone", why), quiet=False)
+
+    def _remember(self, change: Change, quiet: bool) -> None:
+        self.changes.append(change)
+        self._since[change.cidr] = change
+        if not quiet:
+            self._say(f"{change.cidr} is now {change.verdict}: {change.because}")
+
+    async def _confirm(self) -> None:
+        """Ask the kernel where an address of everything routed, and of every exception, goes."""
+        throws = Space(self.plan.throws)
+        expected = [(prefix, (Space([prefix]) - throws).prefixes(), True) for prefix in self.plan.routes]
+        expected += [(prefix, (prefix,), False) for prefix in self.plan.throws]
+        asked = [(prefix, Prefix.host(parts[0].address()), ours) for prefix, parts, ours in expected if parts]
+        answers = await ask([host for _, host, _ in asked])
+        shadowed = {
+            str(prefix): f"shadowed by {answer or 'nothing: the kernel has no route'}"
+            for (prefix, _, ours), answer in zip(asked, answers, strict=True)
+            if (answer is not None and answer.device == self._claimed.device) != ours
+        }
+        for prefix in shadowed.keys() - self.shadowed.keys():
+            self._say(f"warning: {prefix} is {shadowed[prefix]}")
+        self.shadowed = shadowed
+
+    async def _reset_stranded(self, before: Plan) -> None:
+        """Reset connections that were open when their route changed: their source address is another path's."""
+        old, new = (Space(plan.routes) - Space(plan.throws) for plan in (before, self.plan))
+        withdrawn, routed = (old - new).prefixes(), (new - old).prefixes()
+        if withdrawn or routed:
+            count = await self._helper.reset(withdrawn, routed)
+            if count:
+                self._say(f"reset {count} connection{'s' if count > 1 else ''} that the change of routes had cut off")
+
+    async def follow(self, changes: Changes) -> None:
+        """Update whenever the kernel's routing, an IPsec policy or the address of a name changed, for ever."""
+        policies = await self._helper.watch()
+        if policies is not None:
+            changes.add(policies)
+        loop = asyncio.get_running_loop()
+        names = asyncio.create_task(self._names.follow(changes.tell))
+        try:
+            async for _ in changes:
+                begun = loop.time()
+                await self.update()
+                await asyncio.sleep(IDLE_FOR_BUSY * (loop.time() - begun))
+        finally:
+            names.cancel()
+
+    def status(self) -> dict[str, Any]:
+        """The routes' part of a session's status."""
+        return {
+            "shadowed": self.shadowed,
+            "since": {cidr: asdict(change) for cidr, change in self._since.items()},
+            "changes": [asdict(change) for change in self.changes],
+            "plan": report.as_json(self.plan),
+        }
+
+
+def see(view: View, seen: Seen) -> View:
+    """The view with what only root may see."""
+    holders = dict(seen.holders)
+    links = tuple(replace(link, holder=holders.get(link.name)) for link in view.links)
+    return replace(view, links=links, policies=seen.policies, warnings=(*view.warnings, *seen.warnings))
+
+
+def reason(new: Subnet, was: Subnet | None) -> str:
+    """Why a subnet has its verdict, in words."""
+    against = [one for one in new.conflicts if not one.allowed]
+    if new.verdict in ("routed", "excluded") or not against:
+        return "as wanted" if was is None else "nothing private is in the way any more"
+    return ", ".join(f"{one.route} on {one.device or 'an IPsec policy'} ({one.owner})" for one in against[:3])
+
+
+def by_name(
+    names: Sequence[tuple[str, str]], addresses: Mapping[str, tuple[Prefix, ...]], never: Container[Prefix]
+) -> tuple[list[Wanted], list[str]]:
+    """The addresses of names as wanted subnets, and a word on those that cannot be."""
+    wanted, doubts = list[Wanted](), list[str]()
+    for name, source in names:
+        found = addresses.get(name, ())
+        if not found:
+            doubts.append(f"{name} ({source}) is not found: it is looked up again and again")
+        for prefix in found:
+            if prefix in never or prefix in NEVER:
+                doubts.append(f"{name} ({source}) is at {prefix.address()}, which is never routed")
+            else:
+                wanted.append(Wanted(prefix, "also", f"{source} {name}"))
+    return wanted, doubts
+
+
+def spanned(wanted: Iterable[Wanted]) -> tuple[Prefix, ...]:
+    """The addresses that are wanted, in few prefixes, as the helper takes them."""
+    return Space(one.prefix for one in wanted).prefixes()[:LOOKED_AT]
