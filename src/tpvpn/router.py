@@ -230,8 +230,7 @@ class Router:
 
 def see(view: View, seen: Seen) -> View:
     """The view with what only root may see."""
-    holders = dict(seen.holders)
-    links = tuple(replace(link, holder=holders.get(link.name)) for link in view.links)
+    links = tuple(replace(link, holder=seen.holders.get(link.name)) for link in view.links)
     return replace(view, links=links, policies=seen.policies, warnings=(*view.warnings, *seen.warnings))
 
 

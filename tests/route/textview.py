@@ -1,8 +1,9 @@
 """A `View` from what `ip rule`, `ip route show table all`, `ip link` and `ip addr` print, and case files of such text.
 
 A case file has sections: [links] [addresses] [rules] [rules6] [routes] [routes6] (each pasted from iproute2; without
-[rules] the kernel's three), [command] (flags of `tpvpn plan`) and [expect] (the plan as `render()` writes it; a line
-`warning WORDS` holds when some warning has all these words).
+[rules] the kernel's three), [ipsec] (`src … dst …` lines of outbound `ip xfrm policy`), [resolvers] (addresses),
+[command] (flags of `tpvpn plan`) and [expect] (the plan as `render()` writes it; a line `warning WORDS` holds when some
+warning has all these words).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 from views import default_rules
 
 from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
-from tpvpn.route.fib import Address, Link, Nexthop, Route, Rule, View
+from tpvpn.route.fib import Address, IpsecPolicy, Link, Nexthop, Route, Rule, View
 from tpvpn.route.operations import Operation, operations
 from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import DEFAULT, Prefix
@@ -101,6 +102,12 @@ def read_address(line: str) -> Address:
     return Address(words[1], text, Prefix.around(host.version, host.network, int(length)))
 
 
+def read_policy(line: str) -> IpsecPolicy:
+    """`src 10.9.0.2/32 dst 10.0.0.0/8`."""
+    words = line.split()
+    return IpsecPolicy(Prefix.parse(value(words, "src") or ""), Prefix.parse(value(words, "dst") or ""))
+
+
 def sections(text: str) -> dict[str, list[str]]:
     """The lines of each section; comments and blank lines left out, indented `nexthop` lines joined to theirs."""
     found, lines = dict[str, list[str]](), list[str]()
@@ -126,6 +133,8 @@ def read_view(case: dict[str, list[str]]) -> View:
         routes=tuple(routes),
         links=tuple(map(read_link, case.get("links", []))),
         addresses=tuple(map(read_address, case.get("addresses", []))),
+        policies=tuple(map(read_policy, case.get("ipsec", []))),
+        resolvers=tuple(case.get("resolvers", [])),
         ipv6="off" not in case.get("ipv6", []),
     )
 
@@ -149,6 +158,7 @@ def render(plan: Plan, view: View) -> list[str]:
         parts = [str(subnet.wanted.prefix), subnet.wanted.kind, subnet.verdict]
         parts += ["routes", *map(str, subnet.routes)] if subnet.routes else []
         parts += ["withheld", *map(str, subnet.withheld)] if subnet.withheld else []
+        parts += ["virtual", str(subnet.virtual)] if subnet.virtual else []
         lines.append(" ".join(parts))
         for one in subnet.conflicts:
             state = "allowed" if one.allowed else "conflict"

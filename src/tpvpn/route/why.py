@@ -1,0 +1,140 @@
+"""Why an address goes where it goes: the rule, table and route that take it, now and without us, and what changes it.
+
+Pure: a view and a plan in its JSON contract (`tpvpn.plan/1`, of a session that runs or of `tpvpn plan`) in, values out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tpvpn.route.advice import command
+from tpvpn.route.conflict import foreign
+from tpvpn.route.fib import Answer, Nexthop, View
+from tpvpn.route.owner import owner_of
+from tpvpn.route.prefix import Prefix
+from tpvpn.route.verdict import Fix, Policy
+
+ALL_OURS = 0
+"""A table below those of all sessions: to the view that such a session has, every one of them is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What takes a packet: the rule and the route that decide, whose they are, and how that is known."""
+
+    route: str
+    device: str | None = None
+    gateway: str | None = None
+    rule: int | None = None
+    table: int | None = None
+    owner: str | None = None
+    known_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """The answer for one address. `subnet`: the wanted subnet that it belongs to, as the plan has it."""
+
+    address: str
+    now: Way
+    without: Way
+    subnet: Mapping[str, Any] | None
+    sentence: str
+    virtual: str | None
+    """Where the subnet is mapped to: the address at which this one answers."""
+    changes: tuple[Fix, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer as plain values, under the schema `tpvpn.why/1`."""
+        return {"schema": "tpvpn.why/1", **asdict(self)}
+
+
+def explain(view: View, address: str, plan: Mapping[str, Any], uid: int | None = None) -> Why:
+    """All that is to be said of an address; UsageError when it is none."""
+    host = Prefix.host(address)
+    subnet = holding(plan["subnets"], host)
+    now, without = (way(one, one.lookup(host, uid=uid)) for one in (view, foreign(view, ALL_OURS)))
+    never = best(plan["never_proxy"], host, "cidr")
+    other = counterpart(subnet, host)
+    sentence, changes = verdict(host, subnet, never, now, other)
+    return Why(host.address(), now, without, subnet, sentence, other, tuple(changes))
+
+
+def way(view: View, answer: Answer) -> Way:
+    """What decides over a packet, in words and numbers."""
+    rule, route = answer.rule, answer.route
+    if route is None:
+        return Way(str(answer), rule=None if rule is None else rule.preference)
+    hop = route.nexthops[0] if route.nexthops else Nexthop()
+    link = next((one for one in view.links if one.name == hop.device), None)
+    owner = owner_of(route, hop, rule, link)
+    preference = None if rule is None else rule.preference
+    return Way(str(route), hop.device, hop.gateway, preference, route.table, owner.name, owner.evidence)
+
+
+def best(entries: Sequence[Mapping[str, Any]], host: Prefix, key: str) -> Mapping[str, Any] | None:
+    """The most specific of the entries that hold the address."""
+    holding = [one for one in entries if one[key] and Prefix.parse(one[key]).contains(host)]
+    return max(holding, key=lambda one: Prefix.parse(one[key]).length, default=None)
+
+
+def holding(subnets: Sequence[Mapping[str, Any]], host: Prefix) -> Mapping[str, Any] | None:
+    """The wanted subnet of an address, by its own addresses or its virtual ones."""
+    return best(subnets, host, "cidr") or best(subnets, host, "virtual")
+
+
+def counterpart(subnet: Mapping[str, Any] | None, host: Prefix) -> str | None:
+    """The same host at the other side of a mapping: its virtual address, or what a virtual address stands for."""
+    if subnet is None or subnet["virtual"] is None:
+        return None
+    real, virtual = Prefix.parse(subnet["cidr"]), Prefix.parse(subnet["virtual"])
+    here, there = (real, virtual) if real.contains(host) else (virtual, real)
+    return there.address(host.network - here.network)
+
+
+def verdict(
+    host: Prefix, subnet: Mapping[str, Any] | None, never: Mapping[str, Any] | None, now: Way, other: str | None
+) -> tuple[str, list[Fix]]:
+    """One sentence on the address, and what would change it."""
+    address = host.address()
+    if subnet is None:
+        text = f"{address} belongs to no subnet of the cluster: it goes the way it has without tpvpn"
+        return text, [Fix("route it too", connect("--also-proxy", address))]
+    of = f"the {subnet['kind']} subnet {subnet['cidr']} (from {subnet['source']})"
+    if never is not None and now.owner != "tpvpn":
+        why = f"{never['cidr']}, {never['reason']}"
+        return f"{address} is of {of}, and never proxied ({why}): it keeps the way it has without tpvpn", []
+    if other is not None:
+        if Prefix.parse(subnet["cidr"]).contains(host):
+            text = f"{address} is of {of}, which is reached by virtual addresses: this one at {other}"
+            return text, [
+                Fix("let the tunnel have the address itself", connect("--allow-conflicting-subnets", address))
+            ]
+        return f"{address} is virtual and stands for {other} of {of}", []
+    if any(Prefix.parse(one).contains(host) for one in subnet["routes"]):
+        if now.owner == "tpvpn":
+            return f"{address} is of {of}, and goes into the tunnel", [
+                Fix("keep it out", connect("--never-proxy", address))
+            ]
+        return f"{address} is of {of}, which is to be routed, and goes another way now", []
+    return f"{address} is of {of}, which is {blocked(subnet, host)}", [
+        Fix("allow it", connect("--allow-conflicting-subnets", address)),
+        Fix("route this one address", connect("--on-conflict", "hosts", "--host", address)),
+        Fix("reach it by a virtual address", connect("--on-conflict", "virtual")),
+    ]
+
+
+def blocked(subnet: Mapping[str, Any], host: Prefix) -> str:
+    """Why an address of a subnet is not routed."""
+    if subnet["verdict"] == "excluded":
+        return "excluded: a never-proxy covers it, or it is IPv6 and there is none"
+    against = best(subnet["conflicts"], host, "route")
+    if against is None:
+        return "withheld, since other addresses of the subnet are in conflict"
+    device = against["device"] or "an IPsec policy"
+    return f"withheld: {against['route']} on {device} ({against['owner']}) is in conflict with it"
+
+
+def connect(*words: str) -> str:
+    """The command with these words."""
+    return command(Policy(), *words)
