@@ -112,6 +112,77 @@ def test_nft_reads_every_expression() -> None:
         table.close()
 
 
+MAPPING = """\
+table inet tpvpn-s1 {
+	flags owner
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+{rules}	}
+}
+"""
+
+
+def mapping(*pairs: tuple[str, str]) -> tuple[nft.Chain, ...]:
+    networks = [(ipaddress.ip_network(virtual), ipaddress.ip_network(real)) for virtual, real in pairs]
+    rules = tuple((nft.iifname("tpvpn-s1"), nft.daddr(virtual), nft.netmap(real)) for virtual, real in networks)
+    return (nft.Chain("prerouting", rules, kind="nat", priority=nft.DSTNAT),)
+
+
+def listed(*rules: str) -> str:
+    return MAPPING.replace("{rules}", "".join(f'\t\tiifname "tpvpn-s1" {rule}\n' for rule in rules))
+
+
+def test_nft_reads_a_mapping_and_its_replacement() -> None:
+    with namespace("nft") as name:
+        with inside(name):
+            table = nft.Table(
+                "tpvpn-s1",
+                mapping(
+                    ("246.130.0.0/16", "10.130.0.0/16"),
+                    ("246.128.0.1/32", "10.0.0.9/32"),
+                    ("fd74:7077:1::/48", "fd00:130::/48"),
+                    ("fd74:7077::/33", "2001:db8:8000::/33"),
+                ),
+            )
+        assert ruleset(name) == listed(
+            "ip daddr 246.130.0.0/16 dnat ip prefix to 10.130.0.0/16",
+            "ip daddr 246.128.0.1 dnat ip prefix to 10.0.0.9/32",
+            "ip6 daddr fd74:7077:1::/48 dnat ip6 prefix to fd00:130::/48",
+            "ip6 daddr fd74:7077::/33 dnat ip6 prefix to 2001:db8:8000::/33",
+        )
+        table.replace_rules(mapping(("246.132.0.0/17", "10.132.128.0/17")))
+        assert ruleset(name) == listed("ip daddr 246.132.0.0/17 dnat ip prefix to 10.132.128.0/17")
+        table.replace_rules(mapping())
+        assert ruleset(name) == listed()
+        table.close()
+        assert ruleset(name) == ""
+
+
+def test_a_replacement_that_fails_changes_nothing_and_the_next_one_succeeds() -> None:
+    with namespace("nft") as name:
+        with inside(name):
+            table = nft.Table("tpvpn-s1", mapping(("246.130.0.0/16", "10.130.0.0/16")))
+        before = ruleset(name)
+        [chain] = mapping(("246.132.0.0/16", "10.132.0.0/16"))
+        bad = nft.Chain("prerouting", (*chain.rules, (nft.counter("not made"),), *chain.rules), kind="nat")
+        with pytest.raises(PrivilegeError, match="nft_nat"):
+            table.replace_rules((bad,))
+        assert ruleset(name) == before
+        table.replace_rules((chain,))
+        assert ruleset(name) == listed("ip daddr 246.132.0.0/16 dnat ip prefix to 10.132.0.0/16")
+        table.close()
+
+
+def test_without_descriptors_the_error_says_so() -> None:
+    script = (
+        "import resource; from tpvpn.nfnetlink import Chain, Table; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); Table('t', ())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert "TpvpnError: cannot make nft table t: Too many open files" in done.stderr
+
+
 def test_a_table_belongs_to_its_maker_alone() -> None:
     with namespace("nft") as name, inside(name):
         guard = nft.install_laptop_guard("tun7", OWN4, None)

@@ -37,11 +37,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEWTABLE, _NEWCHAIN, _NEWRULE, _NEWOBJ, _GETOBJ = (_SUBSYSTEM << 8 | kind for kind in (0, 3, 6, 18, 19))
+_NEWTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWOBJ, _GETOBJ = (_SUBSYSTEM << 8 | kind for kind in (0, 3, 6, 8, 18, 19))
 _NFPROTO_INET = 1
+_NFPROTO = {4: 2, 6: 10}
 _TABLE_OWNER = 0x2
 _OBJECT_COUNTER = 1
-_REGISTER = 1
+_REGISTER = 1  # the first of 16 bytes; the next is the second
 _VERDICT_REGISTER = 0
 _EQUAL, _UNEQUAL = 0, 1
 _META_IIFNAME, _META_OIFNAME, _META_NFPROTO = 6, 7, 15
@@ -96,7 +97,7 @@ def oifname(name: str, *, unequal: bool = False) -> Expression:
 
 def family(version: int) -> Expression:
     """The packet is IPv4 or IPv6 (`meta nfproto`)."""
-    return _meta(_META_NFPROTO) + _compare(bytes([2 if version == 4 else 10]))
+    return _meta(_META_NFPROTO) + _compare(bytes([_NFPROTO[version]]))
 
 
 def _address(network: Network, offset4: int, offset6: int, unequal: bool) -> Expression:
@@ -141,11 +142,27 @@ def _verdict(code: int) -> Expression:
 
 ACCEPT, DROP = _verdict(1), _verdict(0)
 MASQUERADE = _expression("masq")
+_NAT_DESTINATION, _RANGE_NETMAP = 1, 1 << 6  # NFT_NAT_DNAT; NF_NAT_RANGE_NETMAP in linux/netfilter/nf_nat.h
+
+
+def netmap(network: Network) -> Expression:
+    """The flow's destination becomes the address at the same place in this network (`dnat ip prefix to`)."""
+    first, last = network.network_address.packed, network.broadcast_address.packed
+    registers = (_REGISTER, _REGISTER + 1)
+    loads = [
+        _expression("immediate", _u32(1, register), _value(2, address))  # nft_immediate_attributes
+        for register, address in zip(registers, (first, last), strict=True)
+    ]
+    kind = _u32(1, _NAT_DESTINATION) + _u32(2, _NFPROTO[network.version])  # nft_nat_attributes
+    return b"".join(loads) + _expression(
+        "nat", kind, _u32(3, registers[0]), _u32(4, registers[1]), _u32(7, _RANGE_NETMAP)
+    )
+
 
 Hook = Literal["prerouting", "input", "forward", "output", "postrouting"]
 _HOOKS: dict[Hook, int] = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
-RAW, FILTER, SRCNAT = -300, 0, 100
-"""Priorities: before connection tracking, the usual one, where sources are translated."""
+RAW, DSTNAT, FILTER, SRCNAT = -300, -100, 0, 100
+"""Priorities: before connection tracking, where destinations are translated, the usual one, where sources are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +187,25 @@ class Table:
         try:
             self._socket = NetlinkSocket(_NETLINK_NETFILTER)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise TpvpnError(f"cannot make nft table {name}: {error.strerror}") from error
             raise PrivilegeError(_NO_NFTABLES) from error
         try:
             self._socket.send(_batch(_table_messages(name, chains, counters)))
         except NetlinkError as error:
             self._socket.close()
             raise _explained(name, error) from error
+
+    def replace_rules(self, chains: tuple[Chain, ...]) -> None:
+        """Put these rules, of chains that the table has, in the place of all its rules: at once, or not at all."""
+        table = attribute_text(1, self.name)
+        flush = Message(_DELRULE, NLM_F_REQUEST, _nfgenmsg(_NFPROTO_INET) + table)
+        try:
+            self._socket.send(
+                _batch([flush, *(message for chain in chains for message in _rule_messages(table, chain))])
+            )
+        except NetlinkError as error:
+            raise _explained(self.name, error) from error
 
     def close(self) -> None:
         """Remove the table."""
@@ -217,11 +247,13 @@ def _table_messages(name: str, chains: tuple[Chain, ...], counters: tuple[str, .
     for chain in chains:
         hook = nest(4, _u32(1, _HOOKS[chain.hook]), attribute(2, struct.pack("!i", chain.priority)))
         fields = attribute_text(3, chain.hook) + hook + _u32(5, 1) + attribute_text(7, chain.kind)
-        messages.append(_create(_NEWCHAIN, table + fields))
-        for rule in chain.rules:
-            fields = attribute_text(2, chain.hook) + nest(4, *rule)
-            messages.append(_create(_NEWRULE, table + fields, NLM_F_APPEND))
+        messages += [_create(_NEWCHAIN, table + fields), *_rule_messages(table, chain)]
     return messages
+
+
+def _rule_messages(table: bytes, chain: Chain) -> list[Message]:
+    head = table + attribute_text(2, chain.hook)
+    return [_create(_NEWRULE, head + nest(4, *rule), NLM_F_APPEND) for rule in chain.rules]
 
 
 def _create(kind: int, attributes: bytes, flags: int = 0) -> Message:
@@ -229,7 +261,7 @@ def _create(kind: int, attributes: bytes, flags: int = 0) -> Message:
 
 
 _NO_NFTABLES = "nf_tables with its `owner` flag is missing: use a kernel from Linux 5.12 on, with CONFIG_NF_TABLES"
-_INCOMPLETE = "the kernel lacks nft_ct, nft_masq, nft_chain_nat or nft_objref: load these modules on the host"
+_INCOMPLETE = "the kernel lacks nft_ct, nft_masq, nft_nat, nft_chain_nat or nft_objref: load these modules on the host"
 
 
 def _explained(name: str, error: NetlinkError) -> TpvpnError:
@@ -244,7 +276,7 @@ def _explained(name: str, error: NetlinkError) -> TpvpnError:
         return PrivilegeError(_NO_NFTABLES)
     if error.errno == errno.ENOENT:
         return PrivilegeError(_INCOMPLETE)
-    return TpvpnError(f"cannot make nft table {name}: {error.strerror} (message {error.position})")
+    return TpvpnError(f"cannot change nft table {name}: {error.strerror} (message {error.position})")
 
 
 def install_laptop_guard(device: str, ipv4: str | None, ipv6: str | None) -> Table:

@@ -5,11 +5,11 @@ It knows nothing of routes or of the helper: it is given a stream and, later, a 
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tpvpn.errors import LinkLostError, ManagerError, TpvpnError
 from tpvpn.link import Link
-from tpvpn.proto import message
+from tpvpn.proto import config, message
 from tpvpn.proto.session import NONCE_LENGTH, ClientHandshake, Offer, Terms
 from tpvpn.pump import Counters, OwnAddress, Pump
 from tpvpn.transport.stream import Stream
@@ -17,6 +17,7 @@ from tpvpn.tun import Tun
 from tpvpn.wire import frame
 
 HANDSHAKE_TIMEOUT = 10.0
+CONFIG_TIMEOUT = 10.0
 
 
 async def shake_hands(stream: Stream, early: bytes, token: bytes, offer: Offer) -> tuple[Terms, bytes]:
@@ -51,7 +52,11 @@ class Tunnel:
         self, stream: Stream, early: bytes, tun: Tun, terms: Terms, on_end: Callable[[TpvpnError], None]
     ) -> None:
         self._on_end = on_end
-        self._link = Link(stream, on_end, early)
+        self._ended: TpvpnError | None = None
+        self._changing = asyncio.Lock()
+        self._changes = 0
+        self._answer: asyncio.Future[str | None] | None = None
+        self._link = Link(stream, self._end, early)
         own = OwnAddress("destination", terms.ipv4, terms.ipv6)
         self._pump = Pump(tun, self._link, own, self._on_frame, offload=bool(terms.offloads))
         self._pump.start()
@@ -61,8 +66,33 @@ class Tunnel:
         """What was carried and dropped so far."""
         return self._pump.counters
 
+    async def set_virtual(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Have the manager map each virtual subnet to the cluster's own, in the place of all pairs before.
+
+        ManagerError when it refuses or says nothing; the link's error when that ends meanwhile.
+        """
+        async with self._changing:
+            if self._ended:
+                raise self._ended
+            self._changes += 1
+            self._answer = asyncio.get_running_loop().create_future()
+            self._link.send(frame.CONTROL, config.encode_change(self._changes, pairs))
+            try:
+                async with asyncio.timeout(CONFIG_TIMEOUT):
+                    refused = await self._answer
+            except TimeoutError as error:
+                raise ManagerError(
+                    f"the manager did not confirm the virtual subnets within {CONFIG_TIMEOUT:.0f} s: "
+                    "upgrade it, an older one does not know them"
+                ) from error
+            finally:
+                self._answer = None
+        if refused is not None:
+            raise ManagerError(f"the manager refuses the virtual subnets: {message.printable(refused, 300)}")
+
     def close(self) -> None:
         """Say goodbye and close the link."""
+        self._settle(LinkLostError("the session was closed"))
         self._pump.stop()
         self._link.send(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
         self._link.close()
@@ -73,6 +103,19 @@ class Tunnel:
         what = message.decode(payload)
         if what["type"] == "ping":
             self._link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+        elif what["type"] == "config" and self._answer and what.get("id") == self._changes:
+            if not self._answer.done():
+                self._answer.set_result(message.optional(what, "error", str))
         elif what["type"] in ("goodbye", "error"):
             reason = what.get("reason") or what.get("message")
-            self._on_end(LinkLostError(f"the manager ended the session: {message.printable(str(reason), 300)}"))
+            self._end(LinkLostError(f"the manager ended the session: {message.printable(str(reason), 300)}"))
+
+    def _end(self, error: TpvpnError) -> None:
+        self._settle(error)
+        self._on_end(error)
+
+    def _settle(self, error: TpvpnError) -> None:
+        """The session is over: nobody waits for an answer any more."""
+        self._ended = error
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(error)

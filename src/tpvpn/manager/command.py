@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     tls = _tls(options)
     destinations = [_network(text) for text in options.destination]
     listening = _listen(options.listen)
+    _allow_descriptors()
     if options.insecure:
         log.warning("--insecure: whoever reaches this port is let into the cluster's network")
     try:
@@ -42,6 +44,13 @@ def run(options: argparse.Namespace) -> int:
         exit.open()
         runner.run(_serve(Server(exit, tokens, tls), listening))
     return 0
+
+
+def _allow_descriptors() -> None:
+    """As many as this process may have: a session has four, and all of them more than the usual 1024."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # where the hard limit is above what the kernel takes by now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(server: Server, listening: socket.socket) -> None:

@@ -2,7 +2,8 @@
 
 It never sees a packet. The kernel routes a session's addresses to its TUN, so nothing is looked up in Python; a table
 of nf_tables keeps sessions from each other, from the manager's own addresses and from what the destination policy
-excludes, and masquerades what leaves. Devices, routes and table vanish with the process; `close()` restores forwarding.
+excludes, and masquerades what leaves. A session's virtual subnets are a table of its own, which translates before all
+that is judged. Devices, routes and tables vanish with the process; `close()` restores forwarding.
 Needs CAP_NET_ADMIN, /dev/net/tun and nf_tables, and starts no program.
 """
 
@@ -14,15 +15,15 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 
-from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.errors import ManagerError, PrivilegeError, TpvpnError, UsageError
 from tpvpn.manager.addresses import AddressPool
 from tpvpn.manager.forwarding import Forwarding, ipv6_present, ways_out
 from tpvpn.netlink import RouteSocket
 from tpvpn.nfnetlink import (
     ACCEPT,
     DROP,
+    DSTNAT,
     MASQUERADE,
     SRCNAT,
     Chain,
@@ -34,10 +35,12 @@ from tpvpn.nfnetlink import (
     daddr,
     family,
     iifname,
+    netmap,
     oifname,
     saddr,
 )
-from tpvpn.proto.session import SPACE4, SPACE6
+from tpvpn.proto.config import Pair
+from tpvpn.proto.session import SPACE4, SPACE6, VIRTUAL4, VIRTUAL6
 from tpvpn.tun import CLONE_DEVICE, Tun, open_tun
 
 _NAME = "tpvpn-s"
@@ -55,7 +58,8 @@ _NEVER = [
         *("::/128", "::1/128", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
         # The metadata services that EC2 and Google Cloud have on IPv6.
         *("fd00:ec2::254/128", "fd20:ce::254/128"),
-        *(str(SPACE4), str(SPACE6)),
+        # Ours: other sessions, and virtual subnets that are not mapped.
+        *(str(space) for space in (SPACE4, SPACE6, VIRTUAL4, VIRTUAL6)),
     )
 ]
 """What no session may reach unless a --destination names it."""
@@ -63,19 +67,44 @@ _NEVER = [
 _COUNTERS = ("between_sessions", "inbound", "invalid", "destination", "manager", "transit")
 
 
-@dataclass(frozen=True, slots=True)
 class ExitSession:
     """A session's place at the exit: its TUN, and the addresses that lead to it (None: the family is not carried)."""
 
-    tun: Tun
-    ipv4: str | None
-    ipv6: str | None
-    _release: Callable[[], None]
+    def __init__(self, tun: Tun, ipv4: str | None, ipv6: str | None, release: Callable[[], None]) -> None:
+        self.tun, self.ipv4, self.ipv6, self._release = tun, ipv4, ipv6, release
+        self._virtual: Table | None = None
+
+    def set_virtual(self, pairs: Sequence[Pair]) -> None:
+        """Map these virtual subnets and no others, 1:1; flows that are open keep what they began with.
+
+        Errors, with nothing changed: ManagerError for a family that is not carried, TpvpnError when the kernel refuses.
+        """
+        own = {4: self.ipv4, 6: self.ipv6}
+        for virtual, _ in pairs:
+            if own[virtual.version] is None:
+                raise ManagerError(f"{virtual} cannot be mapped: this manager carries no IPv{virtual.version}")
+        device = iifname(self.tun.name)
+        rules = tuple((device, daddr(virtual), netmap(real)) for virtual, real in pairs)
+        # The policy's hook, forward, comes after this one and judges the real address.
+        chains = (Chain("prerouting", rules, kind="nat", priority=DSTNAT),)
+        with _explained("mapping virtual subnets"):
+            if not rules:
+                self._unmap()
+            elif self._virtual:
+                self._virtual.replace_rules(chains)
+            else:
+                self._virtual = Table(self.tun.name, chains)
 
     def close(self) -> None:
-        """Close the TUN, and with it its routes; the addresses are free again."""
+        """Close the TUN, and with it its routes and its mapping; the addresses are free again."""
+        self._unmap()
         self.tun.close()
         self._release()
+
+    def _unmap(self) -> None:
+        if self._virtual:
+            self._virtual.close()
+            self._virtual = None
 
 
 class KernelExit:

@@ -1,19 +1,24 @@
 """One client's session at the manager: its link and its pump, on a place at the exit.
 
-It knows nothing of how the client was authenticated, nor of other sessions.
+It knows nothing of how the client was authenticated, nor of other sessions. What its client has changed at the exit
+costs the process time that is everybody's: one change waits at most, and then as long as the last one makes it.
 """
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
 from tpvpn.errors import ProtocolError, TpvpnError
 from tpvpn.link import Link
-from tpvpn.proto import message
+from tpvpn.proto import config, message
 from tpvpn.pump import Counters, OwnAddress, Pump
 from tpvpn.transport.stream import Stream
 from tpvpn.tun import Tun
 from tpvpn.wire import frame
+
+REST = 9
+"""How many times as long as a change took the session rests from changes: they have a tenth of the time at most."""
 
 
 class Place(Protocol):
@@ -25,6 +30,10 @@ class Place(Protocol):
     def ipv4(self) -> str | None: ...
     @property
     def ipv6(self) -> str | None: ...
+    def set_virtual(self, pairs: Sequence[config.Pair]) -> None:
+        """Map these virtual subnets and no others, for new flows; a TpvpnError says why nothing changed."""
+        ...
+
     def close(self) -> None:
         """Give device and addresses back."""
         ...
@@ -39,7 +48,10 @@ class Session:
         self._offload = offload
         self._link: Link | None = None
         self._pump: Pump | None = None
-        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._change: asyncio.TimerHandle | None = None
+        self._rested = 0.0
 
     async def run(self, stream: Stream, early: bytes) -> str:
         """Carry packets until the session ends; why it ended, in words for the log."""
@@ -51,6 +63,8 @@ class Session:
         try:
             return await self._ended
         finally:
+            if self._change:
+                self._change.cancel()
             pump.stop()
             link.close()
 
@@ -70,10 +84,34 @@ class Session:
         what = message.decode(payload)
         if what["type"] == "ping":
             self._link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+        elif what["type"] == "config":
+            self._take_change(*config.change(what))
         elif what["type"] == "goodbye":
             self._end("the client said goodbye")
         elif what["type"] == "hello":
             raise ProtocolError("a second hello in a session")
+
+    def _take_change(self, number: int, pairs: Sequence[tuple[str, str]]) -> None:
+        if self._change:
+            self._answer(number, "another change is not answered yet: wait for that")
+        else:
+            self._change = self._loop.call_at(self._rested, self._make_change, number, pairs)
+
+    def _make_change(self, number: int, pairs: Sequence[tuple[str, str]]) -> None:
+        self._change = None
+        began = self._loop.time()
+        try:
+            self.place.set_virtual(config.mapping(pairs))
+        except TpvpnError as error:
+            self._answer(number, str(error))
+        else:
+            self._answer(number, None)
+        now = self._loop.time()
+        self._rested = now + REST * (now - began)
+
+    def _answer(self, number: int, error: str | None) -> None:
+        if self._link:
+            self._link.send(frame.CONTROL, config.encode_answer(number, error))
 
     def _on_lost(self, error: TpvpnError) -> None:
         self._end(str(error))

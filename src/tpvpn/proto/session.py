@@ -32,6 +32,9 @@ SPACE4 = ipaddress.IPv4Network("246.0.0.0/12")
 SPACE6 = ipaddress.IPv6Network("fd74:7076:706e::/48")
 """Where the addresses of sessions come from (class E, and a ULA). A client takes no others: they configure the laptop,
 and could be those of its LAN, of a host inside its VPN or of the cluster."""
+VIRTUAL4 = ipaddress.IPv4Network("246.128.0.0/9")
+VIRTUAL6 = ipaddress.IPv6Network("fd74:7077::/32")
+"""Where a client's virtual subnets are, which a manager maps to the cluster's own (proto/config)."""
 _CLIENT, _MANAGER = b"tpvpn 1 client", b"tpvpn 1 manager"
 _NO_PROOF = "0" * 64
 Space = ipaddress.IPv4Network | ipaddress.IPv6Network
