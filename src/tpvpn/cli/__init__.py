@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from tpvpn.cli import connect, lab, manager, plan, sessions
+    from tpvpn.cli import cleanup, connect, lab, manager, plan, sessions
 
     parser = argparse.ArgumentParser(
         prog=os.path.basename(sys.argv[0]).replace("kubectl-", "kubectl ").removesuffix(".py") or "tpvpn",
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     connect.add_parser(commands)
     plan.add_parser(commands)
     sessions.add_parsers(commands)
+    cleanup.add_parser(commands)
     manager.add_parser(commands)
     lab.add_parser(commands)
     version = commands.add_parser("version", help="print the version")

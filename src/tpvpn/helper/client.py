@@ -14,18 +14,24 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from tpvpn import privileged
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol
-from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request
+from tpvpn.helper.protocol import Apply, Claim, Cleanup, Guard, Look, OpenTun, Request, Reset, Watch
+from tpvpn.privileged import Seen
 from tpvpn.route.operations import Operation
+from tpvpn.route.prefix import Prefix
 from tpvpn.tun import Tun
 from tpvpn.wire.vnet import Offload
 
 COMMAND = (sys.executable, "-I", "-m", "tpvpn.helper.root")
 """Isolated (-I), so that root imports nothing from the user's directories or environment."""
+_Item = TypeVar("_Item")
+
 PATIENCE = 10.0
 """Seconds the helper has to undo everything when asked to end."""
 
@@ -74,8 +80,32 @@ class HelperClient:
 
     async def apply(self, operations: Sequence[Operation]) -> None:
         """Do the operations in order; up to the first that fails, which is the error."""
-        for some in _chunks(operations):
+        for some in _chunks(operations, protocol.OPERATIONS_LIMIT):
             await self._ask(Apply(some))
+
+    async def look(self, prefixes: Sequence[Prefix]) -> Seen:
+        """What only root sees of what these prefixes meet, as `privileged.look`, from the claim on."""
+        answers = [await self._ask(Look(some)) for some in _chunks(prefixes, protocol.PREFIXES_LIMIT)]
+        return privileged.merge(privileged.decode(reply) for reply, _ in answers)
+
+    async def watch(self) -> socket.socket | None:
+        """A socket that is readable when IPsec policies have changed (ENOBUFS is one more sign); None without IPsec."""
+        _, descriptors = await self._ask(Watch())
+        return socket.socket(fileno=descriptors[0]) if descriptors else None
+
+    async def reset(self, withdrawn: Sequence[Prefix], routed: Sequence[Prefix]) -> int:
+        """End the connections that lost their way, as `sockdiag.reset`, after `apply` has moved these prefixes.
+
+        Gives how many there were.
+        """
+        limit = protocol.PREFIXES_LIMIT
+        pairs = zip_longest(_chunks(withdrawn, limit), _chunks(routed, limit), fillvalue=())
+        return sum([(await self._ask(Reset(*pair)))[0]["destroyed"] for pair in pairs])
+
+    async def cleanup(self) -> list[str]:
+        """Undo what dead sessions of this network namespace left; gives what was removed, in words. Needs no claim."""
+        reply, _ = await self._ask(Cleanup())
+        return reply["removed"]
 
     async def close(self) -> None:
         """Let the helper undo everything and end; returns when it has."""
@@ -133,9 +163,8 @@ def _gone() -> TpvpnError:
     return TpvpnError("the root helper ended, and with it the tunnel: connect again")
 
 
-def _chunks(operations: Sequence[Operation]) -> list[tuple[Operation, ...]]:
-    limit = protocol.OPERATIONS_LIMIT
-    return [tuple(operations[start : start + limit]) for start in range(0, len(operations), limit)]
+def _chunks(items: Sequence[_Item], limit: int) -> list[tuple[_Item, ...]]:
+    return [tuple(items[start : start + limit]) for start in range(0, len(items), limit)]
 
 
 async def start_helper() -> HelperClient:

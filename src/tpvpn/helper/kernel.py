@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Set
 from contextlib import closing
+from typing import Literal
 
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper.protocol import describe
@@ -36,6 +37,7 @@ _RTM_NEWADDR = 20
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_VERSIONS: dict[int, Literal[4, 6]] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _KIND_OFFSET = 7
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 6, 7, 15
 _RTN = {"unicast": 1, "throw": 9}
@@ -49,25 +51,25 @@ _FRA_FWMASK, _FRA_OIFNAME, _FRA_UID_RANGE, _FRA_PROTOCOL = 16, 17, 20, 21
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 0x2
 
+_FORBIDDEN = "changing routes needs CAP_NET_ADMIN: run as root, or give the container `--cap-add NET_ADMIN`"
 _THERE = {errno.EEXIST}
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 """What is to be removed is not there, nor perhaps its device or its whole family."""
 
 
-def apply(operations: Iterable[Operation]) -> None:
-    """Do the operations in order, up to the first that fails.
+def apply(operation: Operation) -> bool:
+    """Do the operation; whether there was anything to do.
 
     Only what `protocol.check` allows can be expressed. TpvpnError naming the object, PrivilegeError without the right.
     """
-    with closing(RouteSocket()) as kernel:
-        for operation in operations:
-            try:
-                _apply(kernel, operation)
-            except OSError as error:
-                raise _explained(operation, error) from error
+    try:
+        with closing(RouteSocket()) as kernel:
+            return _apply(kernel, operation)
+    except OSError as error:
+        raise _explained(operation, error) from error
 
 
-def _apply(kernel: RouteSocket, operation: Operation) -> None:
+def _apply(kernel: RouteSocket, operation: Operation) -> bool:
     target, add = operation.target, operation.verb == "add"
     try:
         if isinstance(target, Rule):
@@ -79,13 +81,13 @@ def _apply(kernel: RouteSocket, operation: Operation) -> None:
     except OSError as error:
         if error.errno not in (_THERE if add else _GONE):
             raise
+        return False
+    return True
 
 
 def _explained(operation: Operation, error: OSError) -> TpvpnError:
     if error.errno == errno.EPERM:
-        return PrivilegeError(
-            "changing routes needs CAP_NET_ADMIN: run as root, or give the container `--cap-add NET_ADMIN`"
-        )
+        return PrivilegeError(_FORBIDDEN)
     return TpvpnError(f"cannot {operation.verb} {describe(operation.target)}: {error.strerror}")
 
 
@@ -160,8 +162,8 @@ def table_is_free(table: int) -> bool:
         return not ruled and not any(_routes(kernel, family, table=table) for family in FAMILIES.values())
 
 
-def sweep(spared: Set[int]) -> None:
-    """Remove what sessions that died left behind: rules and routes of ours in our tables but the spared.
+def sweep(spared: Set[int]) -> list[str]:
+    """Remove what sessions that died left behind: rules and routes of ours in our tables but the spared; in words.
 
     A table that leads to a device is spared too: a device dies with its session, so that one lives, perhaps with its
     state in another directory.
@@ -169,25 +171,45 @@ def sweep(spared: Set[int]) -> None:
     with closing(RouteSocket()) as kernel:
         routes = [found for family in FAMILIES.values() for found in _routes(kernel, family, protocol=TPVPN_PROTOCOL)]
         living = spared | {_table(route) for route in routes if route[_KIND_OFFSET] == _RTN["unicast"]}
-        for table, protocol, payload in _rules(kernel):
-            if table in TABLES and table not in living and protocol == TPVPN_PROTOCOL:
-                _remove(kernel, _RTM_DELRULE, payload)
-        for route in routes:
-            if _table(route) in TABLES and _table(route) not in living:
-                _remove(kernel, _RTM_DELROUTE, route)
+        left = [
+            (_RTM_DELRULE, payload, _described_rule(table, payload))
+            for table, protocol, payload in _rules(kernel)
+            if table in TABLES and table not in living and protocol == TPVPN_PROTOCOL
+        ]
+        left += [
+            (_RTM_DELROUTE, route, _described_route(route))
+            for route in routes
+            if _table(route) in TABLES and _table(route) not in living
+        ]
+        return [words for kind, payload, words in left if _remove(kernel, kind, payload)]
 
 
 def _table(route: bytes) -> int:
     return _u32(parse_attributes(route[_RTMSG.size :])[_RTA_TABLE])
 
 
-def _remove(kernel: RouteSocket, kind: int, payload: bytes) -> None:
-    """Ask for the removal of an object in the words in which the kernel described it."""
+def _described_rule(table: int, payload: bytes) -> str:
+    preference = _u32(parse_attributes(payload[_RTMSG.size :]).get(_FRA_PRIORITY, bytes(4)))
+    return describe(Rule(_VERSIONS[payload[0]], preference, table=table))
+
+
+def _described_route(payload: bytes) -> str:
+    version, length, attributes = _VERSIONS[payload[0]], payload[1], parse_attributes(payload[_RTMSG.size :])
+    prefix = Prefix.around(version, int.from_bytes(attributes.get(_RTA_DST, b"")), length)
+    return describe(Route(prefix, _u32(attributes[_RTA_TABLE]), "throw"))
+
+
+def _remove(kernel: RouteSocket, kind: int, payload: bytes) -> bool:
+    """Ask for the removal of an object in the words in which the kernel described it; whether it was there."""
     try:
         kernel.request(kind, 0, payload)
     except NetlinkError as error:
+        if error.errno == errno.EPERM:
+            raise PrivilegeError(_FORBIDDEN) from error
         if error.errno not in _GONE:
             raise TpvpnError(f"cannot remove what an earlier session left: {error.strerror}") from error
+        return False
+    return True
 
 
 def _rules(kernel: RouteSocket) -> Iterator[tuple[int, int, bytes]]:

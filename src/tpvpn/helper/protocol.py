@@ -12,6 +12,11 @@ their own and nothing more. Operations have the same JSON in the journal.
     {"request": "guard"}                             {}
     {"request": "apply", "operations": […]}
                                                      {}
+    {"request": "look", "prefixes": […]}             what `privileged.encode` says
+    {"request": "watch"}                             {} and, where the kernel has IPsec, a descriptor
+    {"request": "reset", "withdrawn": […], "routed": […]}
+                                                     {"destroyed": …}
+    {"request": "cleanup"}                           {"removed": […]}
     anything that is not done                        {"error": "PrivilegeError", "message": …}
 """
 
@@ -30,6 +35,10 @@ MESSAGE_LIMIT = 1 << 16
 """Bytes of the longest request or reply."""
 OPERATIONS_LIMIT = 100
 """Operations in one request: they fit the limit above however long their fields."""
+PREFIXES_LIMIT = 256
+"""Prefixes in each list of one request, likewise."""
+REMOVED_LIMIT = 400
+"""Objects that the answer to a cleanup names."""
 
 Decoder = Callable[[Any], Any]
 
@@ -71,7 +80,32 @@ class Apply:
     operations: tuple[Operation, ...]
 
 
-Request = Claim | OpenTun | Guard | Apply
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Tell what only root sees and these prefixes meet."""
+
+    prefixes: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Pass a socket that hears of changed IPsec policies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """End the connections that have lost their way since these prefixes left the tunnel, or came to it."""
+
+    withdrawn: tuple[Prefix, ...]
+    routed: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """Undo what dead sessions of this network namespace left."""
+
+
+Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | Cleanup
 
 
 def _text(limit: int) -> Decoder:
@@ -205,6 +239,7 @@ def _operation(value: Any) -> Operation:
 
 
 _OPERATIONS = _many(_operation, OPERATIONS_LIMIT)
+_PREFIXES = _many(_prefix, PREFIXES_LIMIT)
 _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
     "claim": (Claim, _record(Claim, {"name": _text(64)})),
     "open_tun": (
@@ -221,6 +256,10 @@ _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
     ),
     "guard": (Guard, _record(Guard, {})),
     "apply": (Apply, _record(Apply, {"operations": _OPERATIONS})),
+    "look": (Look, _record(Look, {"prefixes": _PREFIXES})),
+    "watch": (Watch, _record(Watch, {})),
+    "reset": (Reset, _record(Reset, {"withdrawn": _PREFIXES, "routed": _PREFIXES})),
+    "cleanup": (Cleanup, _record(Cleanup, {})),
 }
 _NAMES = {kind: name for name, (kind, _) in _REQUESTS.items()}
 
@@ -318,8 +357,13 @@ def _check_route(route: Route, device: str) -> None:
     ways_out = {"unicast": (Nexthop(device),), "throw": ()}
     if route.kind not in ways_out or route.nexthops != ways_out[route.kind]:
         raise RequestError(f"{describe(route)} is neither a throw route nor one to {device}")
-    if route.prefix.is_default or any(route.prefix.overlaps(forbidden) for forbidden in _FORBIDDEN):
-        raise RequestError(f"{describe(route)} touches the default route, loopback or multicast")
+    check_prefix(route.prefix)
+
+
+def check_prefix(prefix: Prefix) -> None:
+    """RequestError when no tunnel may have the prefix."""
+    if prefix.is_default or any(prefix.overlaps(forbidden) for forbidden in _FORBIDDEN):
+        raise RequestError(f"{prefix} touches the default route, loopback or multicast")
 
 
 def describe(target: Route | Rule) -> str:

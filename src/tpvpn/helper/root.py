@@ -12,14 +12,17 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from tpvpn import nfnetlink, rundir
+from tpvpn import nfnetlink, privileged, rundir, sockdiag, xfrm
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import kernel, protocol
-from tpvpn.helper.protocol import Apply, Claim, Guard, OpenTun, Request, RequestError
+from tpvpn.helper.protocol import Apply, Claim, Cleanup, Guard, Look, OpenTun, Request, RequestError, Reset, Watch
 from tpvpn.journal import Journal, JournalBusyError
+from tpvpn.route.fib import Route
 from tpvpn.route.operations import Operation
+from tpvpn.route.prefix import DEFAULT, Prefix, Space
 from tpvpn.rundir import Session
 from tpvpn.tun import open_tun
 
@@ -55,16 +58,30 @@ class Helper:
                 self._install_guard()
             case Apply():
                 self._apply(request.operations)
+            case Look():
+                seen = privileged.look(request.prefixes, self._claimed().device, self._addresses)
+                return privileged.encode(seen), []
+            case Watch():
+                return {}, self._watch()
+            case Reset():
+                return {"destroyed": self._reset(request)}, []
+            case Cleanup():
+                return {"removed": _cleanup()}, []
         return {}, []
 
     def close(self) -> None:
-        """Undo everything: rules first, the latest first; then the guard, and the session's directory."""
+        """Undo everything: rules first, the latest first; then the guard, and the session's directory.
+
+        Nobody is to wait for answers to the addresses that are gone.
+        """
         if self._journal is None or self._journal.session is None:
             return
         for operation in self._journal.undo_list():
             _try(operation)
         if self._guard is not None:
             self._guard.close()
+        with contextlib.suppress(OSError):
+            sockdiag.reset(tuple(DEFAULT.values()), (), self._addresses)
         with rundir.locked():
             rundir.remove(self._journal.session.name)
             self._journal.close()
@@ -73,23 +90,16 @@ class Helper:
         if self._journal is not None:
             raise RequestError("this helper has a session already")
         directory = rundir.directory(name)
-        try:
-            with rundir.locked():
-                self._begin(name, Journal(rundir.create(name) / "journal"))
-        except OSError as error:
-            if error.filename is None:
-                raise
-            raise PrivilegeError(
-                f"cannot keep the session's state in {directory}: {error.strerror}; "
-                "set TPVPN_RUN_DIR to a directory that root may write"
-            ) from error
+        with _state_locked():
+            self._begin(name, Journal(rundir.create(name) / "journal"))
         session = self._claimed()
         return {"device": session.device, "table": session.table, "directory": str(directory)}
 
     def _begin(self, name: str, journal: Journal) -> None:
         """Repair what dead sessions left, then start ours."""
         try:
-            living = _repair(name, journal)
+            _replay(journal)
+            living, _ = _repair(name)
             free = (table for table in kernel.TABLES if table not in living and kernel.table_is_free(table))
             table = next(free, None)
             if table is None:
@@ -130,7 +140,28 @@ class Helper:
         for operation in operations:
             if self._journal is not None:
                 self._journal.record(operation)
-            kernel.apply([operation])
+            kernel.apply(operation)
+
+    def _watch(self) -> list[int]:
+        self._claimed()
+        changes = xfrm.watch()
+        return [] if changes is None else [changes.detach()]
+
+    def _reset(self, request: Reset) -> int:
+        self._claimed()
+        for prefix in request.withdrawn + request.routed:
+            protocol.check_prefix(prefix)
+        ours = Space(self._routed())
+        for prefix in request.routed:
+            if prefix not in ours:
+                raise RequestError(f"{prefix} is not routed by this session")
+        return sockdiag.reset(request.withdrawn, request.routed, self._addresses)
+
+    def _routed(self) -> Iterator[Prefix]:
+        """What the session routes into its tunnel now."""
+        for operation in self._journal.undo_list() if self._journal is not None else ():
+            if isinstance(operation.target, Route) and operation.target.kind == "unicast":
+                yield operation.target.prefix
 
     def _claimed(self) -> Session:
         if self._journal is None or self._journal.session is None:
@@ -138,38 +169,65 @@ class Helper:
         return self._journal.session
 
 
-def _repair(name: str, own: Journal) -> set[int]:
-    """Undo what dead sessions of this network namespace left; gives back the tables of the living."""
+@contextlib.contextmanager
+def _state_locked() -> Generator[None]:
+    """As `rundir.locked`; PrivilegeError where the state cannot be kept."""
+    try:
+        with rundir.locked():
+            yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise PrivilegeError(
+            f"cannot keep the sessions' state in {rundir.base()}: {error.strerror}; "
+            "set TPVPN_RUN_DIR to a directory that root may write"
+        ) from error
+
+
+def _cleanup() -> list[str]:
+    """What was removed, in words."""
+    with _state_locked():
+        _, removed = _repair()
+    limit = protocol.REMOVED_LIMIT
+    return removed[:limit] + ([f"{len(removed) - limit} more"] if len(removed) > limit else [])
+
+
+def _repair(own: str | None = None) -> tuple[set[int], list[str]]:
+    """Undo what dead sessions of this network namespace left; gives the tables of the living, and what was removed."""
     living: set[int] = set()
-    _replay(own)
+    removed: list[str] = []
     for other in rundir.names():
-        if other == name:
+        if other == own:
             continue
         try:
             journal = Journal(rundir.directory(other) / "journal")
         except JournalBusyError as busy:
             living |= {busy.session.table} if busy.session else set()
             continue
-        _replay(journal)
+        removed += [f"session {other}", *_replay(journal)]
         rundir.remove(other)
         journal.close()
-    kernel.sweep(living)
-    return living
+    return living, removed + kernel.sweep(living)
 
 
-def _replay(journal: Journal) -> None:
-    if journal.session is not None and journal.session.boot_id == rundir.boot_id():
-        for operation in journal.undo_list():
-            _try(operation)
+def _replay(journal: Journal) -> list[str]:
+    """Undo what the journal's session left; what there was, in words."""
+    if journal.session is None or journal.session.boot_id != rundir.boot_id():
+        return []
+    return [protocol.describe(operation.target) for operation in journal.undo_list() if _try(operation)]
 
 
-def _try(operation: Operation) -> None:
-    """Undo one operation; what cannot be undone must not keep the rest from it, nor must a terminal that is gone."""
+def _try(operation: Operation) -> bool:
+    """Undo one operation; whether there was anything to do.
+
+    What cannot be undone must not keep the rest from it, nor must a terminal that is gone.
+    """
     try:
-        kernel.apply([operation])
+        return kernel.apply(operation)
     except TpvpnError as error:
         with contextlib.suppress(OSError):
             print(f"tpvpn helper: {error}", file=sys.stderr)
+        return False
 
 
 def serve(connection: socket.socket, helper: Helper) -> None:
