@@ -11,9 +11,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "tpvpn"
 LAYERS = {
     "errors": 0, "wire": 0,
     "config": 1, "route.prefix": 1, "route.fib": 1, "route.owner": 1, "route.conflict": 1, "route.plan": 1,
-    "route.verdict": 1, "route.virtual": 1, "route.advice": 1, "route.operations": 1,
+    "route.verdict": 1, "route.virtual": 1, "route.advice": 1, "route.why": 1, "route.operations": 1,
     "proto": 1, "report": 1, "helper.protocol": 1,
-    "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "rundir": 2,
+    "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "route.changes": 2, "rundir": 2,
     "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
     "dns.system": 2, "dns.names": 2,
     "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
@@ -26,6 +26,7 @@ DOORS = {
     "dns": {"dns.names"},
     "pyroute2": {"route.netlink", "lab"},
     "uvloop": {"cli", "manager"},
+    "yaml": {"config"},
     "kubernetes_asyncio": {"kube.api"},
     "scapy": set[str](),
 }

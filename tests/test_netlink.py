@@ -74,7 +74,7 @@ sys.stdout.buffer.write(pickle.dumps(asyncio.run(main())))
 
 WATCH = """
 import asyncio, sys
-from tpvpn.route.netlink import Changes
+from tpvpn.route.changes import Changes
 async def main():
     with Changes() as changes:
         print("ready", flush=True)

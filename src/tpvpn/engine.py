@@ -18,8 +18,9 @@ from tpvpn import report
 from tpvpn.errors import LinkLostError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.proto.session import Offer
+from tpvpn.route.changes import Changes
 from tpvpn.route.fib import View
-from tpvpn.route.netlink import Changes, ask, read_view
+from tpvpn.route.netlink import ask, read_view
 from tpvpn.route.operations import operations
 from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix, Space

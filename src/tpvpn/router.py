@@ -18,9 +18,10 @@ from tpvpn.errors import ManagerError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.privileged import Seen
 from tpvpn.privileged import look as look_privileged
+from tpvpn.route.changes import Changes
 from tpvpn.route.conflict import NEVER
 from tpvpn.route.fib import View
-from tpvpn.route.netlink import Changes, ask, read_view
+from tpvpn.route.netlink import ask, read_view
 from tpvpn.route.operations import operations
 from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix, Space

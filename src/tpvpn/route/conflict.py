@@ -1,6 +1,7 @@
 """Which routes are private: every route that a local packet could choose, but for the default and what stands for it.
 
-Pure: a `View` in, values out; it knows nothing of what is wanted. An IPsec policy counts like a route. Two steps.
+Pure: a `View` in, values out; of what is wanted it knows the addresses alone. An IPsec policy counts like a route. Two
+steps.
 
 `reachable()` walks the rules as a local packet without a mark would and keeps the unicast routes of the tables it comes
 to, unless an earlier default, reject or local entry answers for all of the route (an earlier private route does not: it
@@ -14,7 +15,7 @@ inside a private block so is a list that makes up the block but for the holes le
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -52,8 +53,7 @@ class Candidate(NamedTuple):
     """False when only some packets come to it, by source, uid or port."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """One way out of a route that is not public, and what it is."""
 
     prefix: Prefix
@@ -176,9 +176,12 @@ def walk(
             for earlier, its_scope in waiting:
                 answered |= its_scope.limit(answers(earlier, tables.get((version, earlier.table), [])))
             waiting.clear()
+        everything = scope.inside is None and scope.outside is None
         for route in table:
-            prefix = scope.clip(route.prefix) if chosen(rule, route) else None
-            if prefix is not None and prefix not in answered:
+            if not chosen(rule, route):
+                continue
+            prefix = route.prefix if everything else scope.clip(route.prefix)
+            if prefix is not None and not (answered and prefix in answered):
                 certain = scope.certain and rule.preference >= doubt
                 earlier_way = found.get((prefix, id(route)))
                 if earlier_way is None or not earlier_way.certain:
@@ -214,12 +217,15 @@ def answers(rule: Rule, routes: Iterable[Route]) -> Space:
     return space
 
 
-def classify(view: View) -> list[Found]:
-    """Every way out of a route that is private, idle, or a piece of a holed private block; the view without ours."""
+def classify(view: View, concerned: Space) -> list[Found]:
+    """Every way out of a route that is private, idle, or a piece of a holed private block, as far as it is concerned.
+
+    The view is to be without ours; all of it counts for what is a default in pieces.
+    """
     links = {link.name: link for link in view.links}
     ways = list[tuple[Candidate, Nexthop]]()
     for candidate in reachable(view):
-        if candidate.prefix.is_default or candidate.prefix in NEVER:
+        if candidate.prefix.is_default:
             continue
         for hop in candidate.route.nexthops or (Nexthop(),):
             link = links.get(hop.device or "")
@@ -232,6 +238,8 @@ def classify(view: View) -> list[Found]:
     found = list[Found]()
     for candidate, hop in ways:
         prefix, route, rule, certain = candidate
+        if not concerned.overlaps(prefix):
+            continue
         parts = public.get((hop.device, prefix.version))
         if parts is not None and prefix.length < BROAD[prefix.version]:
             continue
@@ -249,7 +257,7 @@ def policies(view: View, routed: Container[Prefix]) -> list[Found]:
     for policy in view.policies:
         prefix = policy.destination
         local = policy.source.is_default or any(map(policy.source.contains, own))
-        if local and prefix.length >= BROAD[prefix.version] and prefix not in NEVER and prefix not in routed:
+        if local and prefix.length >= BROAD[prefix.version] and prefix not in routed:
             rule = Rule(4 if prefix.version == 4 else 6, 0)
             found.append(Found(prefix, Route(prefix, table=0), Nexthop(), None, "private", rule, True, ipsec=True))
     return found

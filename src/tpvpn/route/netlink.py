@@ -1,10 +1,9 @@
-"""Reading the kernel's routing: the whole view, its answer for one address, and word of every change.
+"""Reading the kernel's routing: the whole view, and its answers for single addresses.
 
-It decides nothing and changes nothing; no privilege is needed. The only door to pyroute2: rules, links, addresses and
-single answers come through its asyncio API. That turns every attribute into Python objects, 55 µs a message: too slow
-for tables of 100,000 routes, which are therefore taken apart here, the few attributes that matter, in a thread (the
-event loop carries packets): 10 µs a route, 0.5 KiB each. Changes are only announced, never decoded: whoever listens
-reads the view again, so a queue that overflowed (ENOBUFS) is a change like any other.
+It decides nothing and changes nothing; no privilege is needed. The only door to pyroute2: rules, links and
+addresses come through its asyncio API. That turns every attribute into Python objects, 55 µs a message: too slow for
+tables of 100,000 routes, which are therefore taken apart here, the few attributes that matter, in a thread (the event
+loop carries packets).
 """
 
 import asyncio
@@ -13,7 +12,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,11 +27,6 @@ from tpvpn.route.prefix import FAMILIES, Prefix
 
 T = TypeVar("T")
 
-QUIET = 0.2
-"""Seconds without an event after which a burst of changes is over."""
-LONGEST_BURST = 0.5
-"""Seconds after which changes are told although they go on."""
-
 # linux/rtnetlink.h
 _RTM_GETROUTE, _RTM_GETNEXTHOP = 26, 106
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -40,6 +34,10 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 9, 15, 18, 30
 _RTM_F_LOOKUP_TABLE = 0x1000
 _RTNEXTHOP = struct.Struct("=HBBI")
+_DST_AT = _RTMSG.size + 8
+"""Where RTA_DST is: behind RTA_TABLE, in what fib_dump_info (net/ipv4/fib_semantics.c) and rt6_fill_node write."""
+_TABLE_HEADER = struct.pack("=HH", 8, _RTA_TABLE)
+_DST_HEADERS = (struct.pack("=HH", 8, _RTA_DST), struct.pack("=HH", 20, _RTA_DST))
 _KINDS: Mapping[int, RouteKind] = {
     1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast",
     6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw", 10: "nat",
@@ -66,10 +64,6 @@ _NARROWING = {"FRA_TUN_ID", "FRA_L3MDEV", "FRA_IP_PROTO", "FRA_SPORT_RANGE", "FR
 
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _RTEXT_FILTER_SKIP_STATS = 8
-_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
-_GROUPS = (1, 5, 7, 8, 9, 11, 19, 32)
-"""RTNLGRP_ LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, NEXTHOP."""
-_DRAINED_AT_ONCE = 256
 
 Devices = Mapping[int, str]
 _IPV6_SWITCH = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
@@ -230,8 +224,26 @@ def _dump_routes(kernel: NetlinkSocket, devices: Devices) -> tuple[Route, ...]:
     objects = _nexthop_objects(kernel.dump(_RTM_GETNEXTHOP, _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)), devices)
     # The socket's strict checking leaves out cached routes (ip_valid_fib_dump_req in net/ipv4/fib_frontend.c).
     messages = kernel.dump(_RTM_GETROUTE, _RTMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0))
-    routes = (_route(message.payload, devices, objects) for message in messages)
-    return tuple(route for route in routes if route is not None)
+    return tuple(route for route in _routes(messages, devices, objects) if route is not None)
+
+
+def _routes(messages: Iterable[Message], devices: Devices, objects: "NexthopObjects") -> Iterator[Route | None]:
+    """The routes of a dump. Most differ from an earlier one in their destination alone: such are not parsed again."""
+    known: dict[bytes, Route | None] = {}
+    for message in messages:
+        payload = message.payload
+        if not payload.startswith(_TABLE_HEADER, _RTMSG.size) or not payload.startswith(_DST_HEADERS, _DST_AT):
+            yield _route(payload, devices, objects)
+            continue
+        end = _DST_AT + payload[_DST_AT]
+        rest = payload[:_DST_AT] + payload[end:]
+        like = known.get(rest)
+        if like is None:
+            yield known.setdefault(rest, _route(payload, devices, objects))
+            continue
+        version, _, length = like.prefix
+        prefix = Prefix(version, int.from_bytes(payload[_DST_AT + 4 : end], "big"), length)
+        yield Route(prefix, like.table, like.kind, like.nexthops, like.metric, like.protocol, like.scope, like.source)
 
 
 NexthopObjects = Mapping[int, tuple[Nexthop, ...]]
@@ -317,66 +329,3 @@ def _text(address: bytes) -> str:
 
 def _u32(value: bytes) -> int:
     return int.from_bytes(value, sys.byteorder)
-
-
-class Changes:
-    """An iterator that wakes whenever rules, routes, links or addresses of this network namespace have changed.
-
-    Once a burst: after 200 ms of quiet, or 1 s after it began. Subscribed from its making on, so make it before the
-    view is read; what changes while the consumer works is told next. Needs a running event loop; `close()` it, or use
-    `with`.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
-        self._others: list[socket.socket] = []
-        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        self._events.bind((0, 0))
-        for group in _GROUPS:
-            self._events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-        self._loop.add_reader(self._events, self._drain, self._events)
-
-    def close(self) -> None:
-        """End the subscription."""
-        for events in (self._events, *self._others):
-            self._loop.remove_reader(events)
-            events.close()
-
-    def add(self, events: socket.socket) -> None:
-        """Hear of what another netlink socket tells too, which is then ours to close."""
-        events.setblocking(False)
-        self._others.append(events)
-        self._loop.add_reader(events, self._drain, events)
-
-    def tell(self) -> None:
-        """Wake up for a change that is not the kernel's."""
-        self._changed.set()
-
-    def __enter__(self) -> "Changes":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __aiter__(self) -> "Changes":
-        return self
-
-    async def __anext__(self) -> None:
-        await self._changed.wait()
-        end = self._loop.time() + LONGEST_BURST
-        while self._changed.is_set():
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), min(QUIET, max(0, end - self._loop.time())))
-            if self._loop.time() >= end:
-                self._changed.clear()
-
-    def _drain(self, events: socket.socket) -> None:
-        """Throw away what is queued: that something came is all that counts."""
-        self._changed.set()
-        for _ in range(_DRAINED_AT_ONCE):
-            try:
-                events.recv(1)
-            except OSError:  # empty (EAGAIN), or it had overflowed (ENOBUFS)
-                return

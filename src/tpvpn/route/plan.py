@@ -26,7 +26,7 @@ def make_plan(view: View, wanted: Sequence[Wanted], policy: Policy, table: int |
     check(wanted, policy)
     wanted = tuple(dict.fromkeys(wanted))
     before = foreign(view, table)
-    found = classify(before)
+    found = classify(before, Space([*(one.prefix for one in wanted), *POOLS.values()]))
     own = of_the_host(before, wanted, policy)
     never = (*policy.never, *own)
     mapper = Mapper(wanted, found, view, table)

@@ -1,0 +1,82 @@
+"""Word of every change of the kernel's routing, once a burst.
+
+Changes are only announced, never decoded: whoever listens reads the view again, so a queue that overflowed (ENOBUFS) is
+a change like any other. No privilege is needed, and nothing is changed.
+"""
+
+import asyncio
+import contextlib
+import socket
+
+QUIET = 0.2
+"""Seconds without an event after which a burst of changes is over."""
+LONGEST_BURST = 0.5
+"""Seconds after which changes are told although they go on."""
+
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_GROUPS = (1, 5, 7, 8, 9, 11, 19, 32)
+"""RTNLGRP_ LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, NEXTHOP."""
+_DRAINED_AT_ONCE = 256
+
+
+class Changes:
+    """An iterator that wakes whenever rules, routes, links or addresses of this network namespace have changed.
+
+    Once a burst: after 200 ms of quiet, or 1 s after it began. Subscribed from its making on, so make it before the
+    view is read; what changes while the consumer works is told next. Needs a running event loop; `close()` it, or use
+    `with`.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._others: list[socket.socket] = []
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._events.bind((0, 0))
+        for group in _GROUPS:
+            self._events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        self._loop.add_reader(self._events, self._drain, self._events)
+
+    def close(self) -> None:
+        """End the subscription."""
+        for events in (self._events, *self._others):
+            self._loop.remove_reader(events)
+            events.close()
+
+    def add(self, events: socket.socket) -> None:
+        """Hear of what another netlink socket tells too, which is then ours to close."""
+        events.setblocking(False)
+        self._others.append(events)
+        self._loop.add_reader(events, self._drain, events)
+
+    def tell(self) -> None:
+        """Wake up for a change that is not the kernel's."""
+        self._changed.set()
+
+    def __enter__(self) -> "Changes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> "Changes":
+        return self
+
+    async def __anext__(self) -> None:
+        await self._changed.wait()
+        end = self._loop.time() + LONGEST_BURST
+        while self._changed.is_set():
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(QUIET, max(0, end - self._loop.time())))
+            if self._loop.time() >= end:
+                self._changed.clear()
+
+    def _drain(self, events: socket.socket) -> None:
+        """Throw away what is queued: that something came is all that counts."""
+        self._changed.set()
+        for _ in range(_DRAINED_AT_ONCE):
+            try:
+                events.recv(1)
+            except OSError:  # empty (EAGAIN), or it had overflowed (ENOBUFS)
+                return
