@@ -12,7 +12,8 @@ from pathlib import Path
 
 from views import default_rules
 
-from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
+from tpvpn.cli.routing import add_routing_flags, routing
+from tpvpn.config import Config
 from tpvpn.route.fib import Address, IpsecPolicy, Link, Nexthop, Route, Rule, View
 from tpvpn.route.operations import Operation, operations
 from tpvpn.route.plan import make_plan
@@ -148,7 +149,8 @@ def read_case(path: Path) -> tuple[View, str, list[str]]:
 def plan_of(view: View, command: str) -> Plan:
     parser = argparse.ArgumentParser()
     add_routing_flags(parser)
-    return make_plan(view, *policy_and_wanted(parser.parse_args(command.split())), table=TABLE)
+    request = routing(parser.parse_args(command.split()), Config())
+    return make_plan(view, request.wanted, request.policy, table=TABLE)
 
 
 def render(plan: Plan, view: View) -> list[str]:

@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from tpvpn.cli import cleanup, connect, lab, manager, plan, sessions
+    from tpvpn.cli import cleanup, config, connect, lab, manager, plan, sessions, why
 
     parser = argparse.ArgumentParser(
         prog=os.path.basename(sys.argv[0]).replace("kubectl-", "kubectl ").removesuffix(".py") or "tpvpn",
@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     connect.add_parser(commands)
     plan.add_parser(commands)
+    why.add_parser(commands)
+    config.add_parser(commands)
     sessions.add_parsers(commands)
     cleanup.add_parser(commands)
     manager.add_parser(commands)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
-from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
+from tpvpn.cli.routing import add_routing_flags, routing
 from tpvpn.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
@@ -158,14 +158,12 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     from tpvpn.engine import Settings
     from tpvpn.transport.tcp import parse_endpoint
 
-    wanted, policy = policy_and_wanted(arguments)
     return Settings(
         name=arguments.name,
         client=socket.gethostname(),
         endpoint=parse_endpoint(arguments.manager, arguments.tls_pin),
         token=_token(arguments.token_file),
-        wanted=tuple(wanted),
-        policy=policy,
+        request=routing(arguments),
     )
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 
 from tpvpn.cli import Commands
-from tpvpn.cli.routing import add_routing_flags, policy_and_wanted
+from tpvpn.cli.routing import add_routing_flags, routing
 from tpvpn.errors import ConflictError
 
 
@@ -24,19 +24,25 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan on stdout; 0, or 3 when connect would refuse."""
-    wanted, policy = policy_and_wanted(arguments)
+    request = routing(arguments)
 
     import asyncio
     import json
 
+    from tpvpn import rundir
     from tpvpn.report import as_json, as_text
-    from tpvpn.route.netlink import read_view
-    from tpvpn.route.plan import make_plan
+    from tpvpn.router import Router
 
-    plan = make_plan(asyncio.run(read_view()), wanted, policy)
+    session = rundir.read(rundir.DEFAULT_NAME)
+    table = session.table if session is not None and session.running else None
+    plan = asyncio.run(Router(request, quiet).preview(rundir.device_name(rundir.DEFAULT_NAME), table))
     if arguments.output == "json":
         print(json.dumps(as_json(plan), indent=2))
     else:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         print(as_text(plan, colour), end="")
     return 0 if plan.ok else ConflictError.exit_code
+
+
+def quiet(_: str) -> None:
+    """A plan that is only shown has nothing to say on the way."""

@@ -1,0 +1,142 @@
+"""The configuration file of whoever runs the command: where it is, reading it, and `tpvpn config view`.
+
+It is $XDG_CONFIG_HOME/tpvpn/config.yaml, ~/.config/tpvpn/config.yaml by default, and need not exist. Started by sudo,
+it is the file of the user who called sudo, read with that user's rights.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pwd
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from tpvpn.cli import Commands
+from tpvpn.config import KEYS, LIMIT, Config, Value, parse
+from tpvpn.errors import UsageError
+from tpvpn.route.prefix import Prefix
+
+SCHEMA = "tpvpn.config/1"
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `config` and its one command."""
+    config = commands.add_parser(
+        "config", help="show the configuration", description="The configuration file's keys: docs/configuration.md."
+    )
+    verbs = config.add_subparsers(required=True, metavar="COMMAND")
+    view = verbs.add_parser("view", help="show every key's value and where it is from (flags are no part of it)")
+    view.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
+    view.set_defaults(run=_view)
+
+
+def load() -> Config:
+    """The configuration of whoever runs this; UsageError when the file is broken or cannot be read."""
+    account = _caller_of_sudo()
+    data = _read(account)
+    return Config() if data is None else parse(data, _shown(account))
+
+
+def _caller_of_sudo() -> pwd.struct_passwd | None:
+    """The user who called sudo, when that is where root's rights are from."""
+    uid = os.environ.get("SUDO_UID", "0")
+    if os.geteuid() != 0 or uid == "0":
+        return None
+    try:
+        return pwd.getpwuid(int(uid))
+    except (KeyError, ValueError):
+        raise UsageError(f"SUDO_UID is {uid!r}, which is no user of this host: unset it") from None
+
+
+@contextlib.contextmanager
+def _rights_of(account: pwd.struct_passwd | None) -> Generator[None]:
+    """Act as this user: root may be allowed less (a home on NFS), and must not show what the user may not read."""
+    if account is None:
+        yield
+        return
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.initgroups(account.pw_name, account.pw_gid)
+    os.setegid(account.pw_gid)
+    os.seteuid(account.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
+
+
+def _home(account: pwd.struct_passwd | None) -> str:
+    return account.pw_dir if account else os.path.expanduser("~")
+
+
+def _path(account: pwd.struct_passwd | None) -> Path:
+    """Where the file is, or would be. A relative XDG_CONFIG_HOME is ignored (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path(_home(account), ".config")) / "tpvpn" / "config.yaml"
+
+
+def _shown(account: pwd.struct_passwd | None) -> str:
+    """The path as a person writes it."""
+    path, home = _path(account), Path(_home(account))
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _read(account: pwd.struct_passwd | None) -> bytes | None:
+    """What is in the file, or enough to see that it is too large; None when there is none."""
+    try:
+        # Not blocking: a FIFO in its place must not hold us.
+        with _rights_of(account), open(_path(account), "rb", opener=_open) as file:
+            return file.read(LIMIT + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"cannot read {_shown(account)}: {error.strerror}; make it a file that you can read") from None
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    config, account = load(), _caller_of_sudo()
+    if arguments.output == "json":
+        values = [{"key": key.name, **_as_json(config.all(key), key.default is None)} for key in KEYS]
+        print(json.dumps({"schema": SCHEMA, "file": str(_path(account)), "values": values}, indent=2))
+    else:
+        print(f"# {_shown(account)}", *_text(config), sep="\n")
+    return 0
+
+
+def _as_json(values: tuple[Value[Any], ...], many: bool) -> dict[str, Any]:
+    """A value, or a list of them, and the places that it is from."""
+    plain = [str(one.value) for one in values]
+    places = dict.fromkeys(one.source.place for one in values)
+    return {"value": plain if many else plain[0], "source": ", ".join(places) or "default"}
+
+
+def _text(config: Config) -> Iterator[str]:
+    """YAML that can be pasted into a file, each value with the place that it is from."""
+    above: list[str] = []
+    for key in KEYS:
+        *path, last = key.name.split(".")
+        for depth, word in enumerate(path):
+            if above[: depth + 1] != path[: depth + 1]:
+                yield "  " * depth + f"{word}:"
+        above, indent = path, "  " * len(path)
+        values = config.all(key)
+        if key.default is not None:
+            yield f"{indent}{last}: {_quoted(values[0])}"
+        elif values:
+            yield f"{indent}{last}:"
+            yield from (f"{indent}- {_quoted(value)}" for value in values)
+        else:
+            yield f"{indent}{last}: []  # default"
+
+
+def _quoted(value: Value[Any]) -> str:
+    """A value as YAML, which JSON is a part of, and its place as a comment."""
+    text = str(value.value) if isinstance(value.value, Prefix) else json.dumps(value.value)
+    return f"{text}  # {value.source.place}"
