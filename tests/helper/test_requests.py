@@ -1,6 +1,7 @@
 """What the helper looks at and ends on the user's behalf: IPsec policies, connections, what dead sessions left."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -23,6 +24,7 @@ from test_helper import (
     rule,
     session,
     sh,
+    throw,
     user_process,
 )
 
@@ -172,9 +174,29 @@ def test_connections_that_are_none_of_the_sessions_are_not_reset(laptop: Path) -
                 for change in (([Prefix.parse(text)], []), ([], [Prefix.parse(text)])):
                     with pytest.raises(RequestError, match="default route, loopback"):
                         await client.reset(*change)
-            with pytest.raises(RequestError, match=r"10.0.0.0/8 is not routed by this session"):
-                await client.reset([], [Prefix.parse("10.0.0.0/8")])
+            assert await client.reset([], [Prefix.parse("10.0.0.0/8")]) == 0
             assert error_of(other) == 0
+        await ended(client)
+
+    asyncio.run(main())
+
+
+def test_the_longest_prefix_decides_what_is_stranded(laptop: Path) -> None:
+    """A never-proxy inside a subnet, and inside that an address that is proxied all the same."""
+
+    async def main() -> None:
+        client = await start_helper()
+        claimed = await opened(client)
+        targets = (throw("10.130.9.0/24", claimed), route("10.130.9.9/32", claimed))
+        await client.apply([Operation("add", target) for target in targets] + routes(claimed))
+        with contextlib.ExitStack() as stack:
+            lan, own = (
+                [stack.enter_context(connect(source, f"10.130.{host}")) for host in ("0.1", "9.1", "9.9")]
+                for source in ("192.0.2.1", ADDRESSES[0])
+            )
+            assert await client.reset([SUBNET], [SUBNET]) == 3
+            assert [error_of(one) for one in lan] == [errno.ECONNABORTED, 0, errno.ECONNABORTED]
+            assert [error_of(one) for one in own] == [0, errno.ECONNABORTED, 0]
         await ended(client)
 
     asyncio.run(main())

@@ -96,7 +96,8 @@ class HelperClient:
     async def reset(self, withdrawn: Sequence[Prefix], routed: Sequence[Prefix]) -> int:
         """End the connections that lost their way, as `sockdiag.reset`, after `apply` has moved these prefixes.
 
-        Gives how many there were.
+        What of `withdrawn` is still routed into the tunnel, and what of `routed` is not (a never-proxy inside of it),
+        is left alone. Gives how many there were.
         """
         limit = protocol.PREFIXES_LIMIT
         pairs = zip_longest(_chunks(withdrawn, limit), _chunks(routed, limit), fillvalue=())

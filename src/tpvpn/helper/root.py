@@ -12,8 +12,9 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import groupby
 
 from tpvpn import nfnetlink, privileged, rundir, sockdiag, xfrm
 from tpvpn.errors import PrivilegeError, TpvpnError
@@ -22,7 +23,7 @@ from tpvpn.helper.protocol import Apply, Claim, Cleanup, Guard, Look, OpenTun, R
 from tpvpn.journal import Journal, JournalBusyError
 from tpvpn.route.fib import Route
 from tpvpn.route.operations import Operation
-from tpvpn.route.prefix import DEFAULT, Prefix, Space
+from tpvpn.route.prefix import DEFAULT, Space
 from tpvpn.rundir import Session
 from tpvpn.tun import open_tun
 
@@ -151,22 +152,29 @@ class Helper:
         self._claimed()
         for prefix in request.withdrawn + request.routed:
             protocol.check_prefix(prefix)
-        ours = Space(self._routed())
-        for prefix in request.routed:
-            if prefix not in ours:
-                raise RequestError(f"{prefix} is not routed by this session")
-        return sockdiag.reset(request.withdrawn, request.routed, self._addresses)
+        ours = self._routed()
+        withdrawn, routed = Space(request.withdrawn) - ours, Space(request.routed) & ours
+        return sockdiag.reset(withdrawn.prefixes(), routed.prefixes(), self._addresses)
 
-    def _routed(self) -> Iterator[Prefix]:
-        """What the session routes into its tunnel now."""
-        for operation in self._journal.undo_list() if self._journal is not None else ():
-            if isinstance(operation.target, Route) and operation.target.kind == "unicast":
-                yield operation.target.prefix
+    def _routed(self) -> Space:
+        """What the session's table leads into the tunnel now: of routes that overlap, the longest prefix decides."""
+        undo = self._journal.undo_list() if self._journal is not None else ()
+        routes = [operation.target for operation in undo if isinstance(operation.target, Route)]
+        ours = Space()
+        for _, alike in groupby(sorted(routes, key=_length), _length):
+            some = list(alike)
+            ours |= Space(route.prefix for route in some if route.kind == "unicast")
+            ours -= Space(route.prefix for route in some if route.kind == "throw")
+        return ours
 
     def _claimed(self) -> Session:
         if self._journal is None or self._journal.session is None:
             raise RequestError("claim a session first")
         return self._journal.session
+
+
+def _length(route: Route) -> int:
+    return route.prefix.length
 
 
 @contextlib.contextmanager
