@@ -1,90 +1,24 @@
 """The kernel exit in a real pod: packets are written into sessions' TUNs, a cluster answers."""
 
-import contextlib
-import os
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from exits import ask, exit_in, place, receive, send, silent
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6TimeExceeded, IPv6
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 
-from pod import (
-    CLUSTER4,
-    CLUSTER6,
-    POD4,
-    POD6,
-    SERVICE4,
-    inside,
-    pod_and_cluster,
-    readable,
-    run,
-    sysctl,
-    udp_server,
-)
+from pod import CLUSTER4, CLUSTER6, POD4, POD6, SERVICE4, inside, readable, run, sysctl, udp_server
 from tpvpn.errors import UsageError
-from tpvpn.manager.kernel_exit import ExitSession, KernelExit
-from tpvpn.wire.vnet import EMPTY, HEADER_LENGTH
+from tpvpn.manager.kernel_exit import KernelExit
 
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[tuple[str, str]]:
-    with pod_and_cluster() as names:
-        yield names
-
-
-@contextlib.contextmanager
-def exit_in(
-    pod: str, *sessions: tuple[str | None, str | None], **options
-) -> Iterator[tuple[KernelExit, list[ExitSession]]]:
-    way_out = KernelExit(**options)
-    opened: list[ExitSession] = []
-    with inside(pod):
-        way_out.open()
-    try:
-        for wanted in sessions:
-            with inside(pod):
-                opened.append(way_out.add_session(*wanted, offload=True))
-        yield way_out, opened
-    finally:
-        for session in opened:
-            session.close()
-        with inside(pod):
-            way_out.close()
-
-
-def send(session: ExitSession, packet: Packet) -> None:
-    os.write(session.tun.fd, EMPTY + bytes(packet))
-
-
-def receive(session: ExitSession, seconds: float = 2) -> Packet | None:
-    """The next packet for the session, whatever queue it is in; what the kernel says of itself (MLD) is passed over."""
-    deadline = time.monotonic() + seconds
-    while ready := readable([session.tun.fd, session.tun.prompt_fd], max(0, deadline - time.monotonic())):
-        data = os.read(ready[0], 65536)[HEADER_LENGTH:]
-        packet = IP(data) if data[0] >> 4 == 4 else IPv6(data)
-        if packet.dst in (session.ipv4, session.ipv6):
-            return packet
-    return None
-
-
-def ask(session: ExitSession, packet: Packet) -> Packet:
-    send(session, packet)
-    answer = receive(session)
-    assert answer is not None, "no answer"
-    return answer
-
-
-def silent(session: ExitSession, packet: Packet) -> bool:
-    send(session, packet)
-    return receive(session, 0.2) is None
+__all__ = ["place"]
 
 
 def test_a_session_has_addresses_of_ours_and_a_device_with_routes(place) -> None:
@@ -304,13 +238,14 @@ def test_a_malformed_destination_is_a_usage_error() -> None:
 # What follows needs a process of its own: other rights, other mounts, or an end by SIGKILL.
 
 SCRIPT = textwrap.dedent("""
-    import sys, time
+    import ipaddress, sys
     from tpvpn.errors import TpvpnError
     from tpvpn.manager.kernel_exit import KernelExit
     way_out = KernelExit()
     try:
         way_out.open()
         session = way_out.add_session(None, None, offload=True)
+        session.set_virtual([tuple(map(ipaddress.ip_network, ("246.130.0.0/16", "10.130.0.0/16")))])
     except TpvpnError as error:
         print(type(error).__name__, error.exit_code, error)
         sys.exit()
@@ -371,7 +306,8 @@ def test_nothing_is_left_after_sigkill(place) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline().startswith("{4: True")
-        assert "table inet tpvpn" in run("ip", "netns", "exec", pod, "nft", "list", "tables")
+        tables = run("ip", "netns", "exec", pod, "nft", "list", "tables")
+        assert tables == "table inet tpvpn\ntable inet tpvpn-s1\n"
         process.send_signal(signal.SIGKILL)
         process.wait(5)
     wait_for(lambda: run("ip", "netns", "exec", pod, "nft", "list", "tables") == "", 1)
