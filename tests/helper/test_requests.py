@@ -62,9 +62,10 @@ def test_looking(laptop: Path) -> None:
         await opened(client)
         seen = await client.look([SUBNET])
         assert seen.policies == (policy("10.0.0.0/8"), policy("10.130.7.0/24"))
+        assert seen.holders == {"tpvpn0": Path("/proc/self/comm").read_text().strip()}
         assert seen.warnings == ()
         assert (await client.look([OTHER])).policies == ()
-        assert (await client.look([])) == Seen((), {}, (), ())
+        assert (await client.look([])) == Seen((), seen.holders, (), ())
         many = [Prefix(4, (172 << 24) + i, 32) for i in range(1000)]
         assert (await client.look([*many, SUBNET])) == seen
         await ended(client)

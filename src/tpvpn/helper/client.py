@@ -85,7 +85,7 @@ class HelperClient:
 
     async def look(self, prefixes: Sequence[Prefix]) -> Seen:
         """What only root sees of what these prefixes meet, as `privileged.look`, from the claim on."""
-        answers = [await self._ask(Look(some)) for some in _chunks(prefixes, protocol.PREFIXES_LIMIT)]
+        answers = [await self._ask(Look(some)) for some in _chunks(prefixes, protocol.PREFIXES_LIMIT) or [()]]
         return privileged.merge(privileged.decode(reply) for reply, _ in answers)
 
     async def watch(self) -> socket.socket | None:
