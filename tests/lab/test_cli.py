@@ -53,6 +53,19 @@ def test_up_shell_down() -> None:
     assert not Lab(PREFIX).run_directory.exists()
 
 
+def test_the_vpn_leaves_and_returns() -> None:
+    option = ("--prefix", f"{PREFIX}-vpn")
+    show = ("shell", *option, "--", "ip", "route", "show", "10.0.0.0/8")
+    try:
+        assert run("up", "--vpn", "openvpn", "--no-manager", *option).returncode == 0
+        for turn, shown in (("down", False), ("down", False), ("up", True), ("up", True)):
+            done = run("vpn", turn, *option)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            assert ("dev tun0" in run(*show).stdout) is shown
+    finally:
+        run("down", *option)
+
+
 def test_a_shell_without_a_lab() -> None:
     arguments = parse("shell", "--prefix", f"{PREFIX}-none")
     with pytest.raises(UsageError, match="lab up"):

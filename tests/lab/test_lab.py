@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from peers import eventually
 from tpvpn.errors import TpvpnError, UsageError
-from tpvpn.lab import Lab
+from tpvpn.lab import Lab, Vpn
 from tpvpn.lab.lab import RUN
 from tpvpn.lab.processes import Processes, start_time
 from tpvpn.lab.topology import (
@@ -156,11 +157,70 @@ def test_two_labs_at_once(lab: Lab) -> None:
     assert lab.probe("laptop", [VPN_HOSTS[0]])[VPN_HOSTS[0]]
 
 
-def test_a_real_openvpn() -> None:
-    with Lab(f"{PREFIX}-ovpn", vpn="openvpn") as lab:
-        hosts = [*VPN_HOSTS, *VPN_HOSTS6]
-        assert lab.probe("laptop", hosts, wait=True, deadline=5) == {host: f"vpn {host}" for host in hosts}
-        assert lab.probe("laptop", IN_THE_CLUSTER) == dict.fromkeys(IN_THE_CLUSTER)
+DEVICES = {"routes": "tun0", "openvpn": "tun0", "openvpn-full": "tun0", "wireguard": "wg0", "wireguard-full": "wg0",
+           "strongswan": "ipsec0"}  # fmt: skip
+
+
+def whole(lab: Lab) -> str:
+    """All of the laptop that a VPN could leave something in."""
+    shows = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; ip -o link; nft list ruleset"
+    return lab.run("laptop", ["sh", "-ec", shows]).stdout
+
+
+@pytest.mark.parametrize("vpn", DEVICES)
+def test_a_vpn_comes_and_goes(vpn: Vpn) -> None:
+    """Its hosts answer by its device while it is up, nobody does else, and it takes back all that it did."""
+    hosts = [*VPN_HOSTS, *VPN_HOSTS6]
+    twins = [*TWINS, *TWINS6]
+    with Lab(f"{PREFIX}-vpn", vpn=vpn) as lab:
+        lab.vpn_down()
+        assert not lab.vpn_is_up()
+        tentative = ["ip", "-6", "address", "show", "tentative"]
+        eventually(lambda: not lab.run("laptop", tentative).stdout, 5, "duplicate address detection")
+        without = whole(lab)
+        assert lab.probe("laptop", hosts, deadline=0.5) == dict.fromkeys(hosts)
+        for _ in range(2):
+            lab.vpn_up()
+            assert lab.vpn_is_up()
+            assert lab.probe("laptop", hosts, wait=True, deadline=5) == {host: f"vpn {host}" for host in hosts}
+            assert lab.probe("laptop", IN_THE_CLUSTER, deadline=0.5) == dict.fromkeys(IN_THE_CLUSTER)
+            for host in (VPN_HOSTS[1], VPN_HOSTS6[0]):
+                assert f" dev {DEVICES[vpn]} " in lab.run("laptop", ["ip", "route", "get", host]).stdout
+            assert lab.probe("laptop", twins, wait=True, deadline=5) == {twin: f"cluster {twin}" for twin in twins}
+            lab.vpn_down()
+            assert whole(lab) == without
+
+
+@pytest.mark.parametrize("vpn", ["openvpn-full", "wireguard-full"])
+def test_a_full_tunnel_is_the_only_way_to_the_node(vpn: Vpn) -> None:
+    with Lab(f"{PREFIX}-full", vpn=vpn) as lab:
+        lab.start_manager()
+        assert lab.probe("laptop", [lab.manager], path="/healthz", wait=True)[lab.manager]
+        lab.vpn_down()
+        assert lab.probe("laptop", [lab.manager, *TWINS], path="/healthz", deadline=0.5) == dict.fromkeys(
+            [lab.manager, *TWINS]
+        )
+
+
+@pytest.mark.parametrize("vpn", ["openvpn-full", "wireguard-full", "strongswan"])
+def test_a_vpn_without_ipv6(vpn: Vpn) -> None:
+    with Lab(f"{PREFIX}-four", vpn=vpn, ipv6=False) as lab:
+        assert lab.probe("laptop", VPN_HOSTS, wait=True, deadline=5) == {host: f"vpn {host}" for host in VPN_HOSTS}
+        assert "inet6" not in lab.run("laptop", ["ip", "address"]).stdout
+
+
+def test_a_vpn_up_twice_and_without_one() -> None:
+    with Lab(f"{PREFIX}-twice", vpn="none") as lab:
+        for turn in (lab.vpn_up, lab.vpn_down):
+            with pytest.raises(UsageError, match="lab up --vpn"):
+                turn()
+    with Lab(f"{PREFIX}-twice", vpn="wireguard") as lab:
+        holder = (lab.run_directory / "vpn-client.pid").read_text()
+        Lab.existing(lab.prefix).vpn_up()
+        assert (lab.run_directory / "vpn-client.pid").read_text() == holder
+        Lab.existing(lab.prefix).vpn_down()
+        lab.vpn_down()
+        assert not lab.vpn_is_up()
 
 
 def test_a_node_that_does_not_forward() -> None:

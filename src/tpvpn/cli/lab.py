@@ -1,4 +1,4 @@
-"""`tpvpn lab up|down|shell`: the lab for people, with the commands to try next."""
+"""`tpvpn lab up|down|vpn|shell`: the lab for people, with the commands to try next."""
 
 import argparse
 import os
@@ -10,17 +10,21 @@ from tpvpn.lab.topology import POD_CIDR, PODS, SERVICE_CIDR, SERVICES, VPN_HOSTS
 
 
 def add_parser(commands: Commands) -> None:
-    """Add `lab` and its three commands."""
+    """Add `lab` and its commands."""
     summary = "a laptop on a VPN, a node and a cluster in network namespaces of this machine"
     lab = commands.add_parser("lab", help=summary, description=f"Build {summary}.")
     verbs = lab.add_subparsers(dest="lab_command", required=True, metavar="COMMAND")
     up = verbs.add_parser("up", help="build the lab and start a traffic manager on its node")
-    up.add_argument("--vpn", choices=VPNS, default="routes", help="what covers 10.0.0.0/8 on the laptop (routes)")
+    up.add_argument(
+        "--vpn", choices=VPNS, default="routes", help="the laptop's VPN: plain routes or a real one (routes)"
+    )
     up.add_argument("--ipv6", action=argparse.BooleanOptionalAction, default=True, help="with IPv6 everywhere")
     up.add_argument("--manager", action=argparse.BooleanOptionalAction, default=True, help="start a traffic manager")
     down = verbs.add_parser("down", help="take the lab down, with every process it started")
+    vpn = verbs.add_parser("vpn", help="start or end the laptop's VPN client in a lab that is up")
+    vpn.add_argument("turn", choices=("up", "down"))
     shell = verbs.add_parser("shell", help="a shell, or a command, inside the lab (on the laptop)")
-    for command in (up, down, shell):
+    for command in (up, down, vpn, shell):
         command.add_argument("--prefix", default="tpvpn", help="name of the lab, when there are several (tpvpn)")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="[laptop|vpn|node|cluster] [-- CMD]")
     lab.set_defaults(run=run)
@@ -36,6 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(guide(lab, sys.argv[0]))
     elif arguments.lab_command == "down":
         Lab(arguments.prefix).down()
+    elif arguments.lab_command == "vpn":
+        lab = Lab.existing(arguments.prefix)
+        (lab.vpn_up if arguments.turn == "up" else lab.vpn_down)()
     else:
         shell(Lab.existing(arguments.prefix), arguments.words)
     return 0
@@ -61,6 +68,10 @@ def guide(lab: Lab, program: str) -> str:
     vpn = {
         "routes": "on a VPN whose private route 10.0.0.0/8 covers the cluster",
         "openvpn": "on a real OpenVPN that pushed the private route 10.0.0.0/8, which covers the cluster",
+        "openvpn-full": "on a real OpenVPN that pushed 10.0.0.0/8 and takes the default route too",
+        "wireguard": "on a real WireGuard whose private route 10.0.0.0/8 covers the cluster",
+        "wireguard-full": "on a real WireGuard that takes all traffic",
+        "strongswan": "on a real strongSwan whose private route 10.0.0.0/8, in table 220, covers the cluster",
         "none": "on no VPN",
     }[lab.options["vpn"]]
     return f"""\

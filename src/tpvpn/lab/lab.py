@@ -20,9 +20,25 @@ from types import TracebackType
 from typing import Any, Self
 
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
-from tpvpn.lab import openvpn
+from tpvpn.lab.openvpn import OpenVpn
 from tpvpn.lab.processes import Processes
-from tpvpn.lab.topology import MASQUERADE, NODE, WHERE, Vpn, Where, batches, iperf_addresses, served
+from tpvpn.lab.strongswan import StrongSwan
+from tpvpn.lab.topology import (
+    MASQUERADE,
+    NODE,
+    TUNNEL_ONLY,
+    WHERE,
+    Vpn,
+    Where,
+    batches,
+    iperf_addresses,
+    is_full,
+    routes_down,
+    routes_up,
+    served,
+)
+from tpvpn.lab.vpn import VpnProgram
+from tpvpn.lab.wireguard import WireGuard
 
 RUN = Path("/run/tpvpn-lab")
 MANAGER = f"{NODE}:7070"
@@ -30,14 +46,14 @@ TIMEOUT = 15.0  # seconds until what was started must be ready
 
 # Each program the lab runs, with the package that has it.
 TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "iperf3": "iperf3", "ping": "iputils-ping"}
-OPENVPN_TOOLS = {"openvpn": "openvpn", "openssl": "openssl"}
+VPN_PROGRAMS: dict[str, type[VpnProgram]] = {"openvpn": OpenVpn, "wireguard": WireGuard, "strongswan": StrongSwan}
 
 # The laptop's mounts, made by a shell that then keeps them: $1 the run directory, $2 a file that says they are there.
 LAPTOP = """
 set -e
 mount -t sysfs sysfs /sys
 mount --bind "$1/etc" /etc
-for hidden in /run/dbus /run/systemd; do
+for hidden in /run/dbus /run/systemd /run/wireguard; do
     if [ -d "$hidden" ]; then mount -t tmpfs tmpfs "$hidden"; fi
 done
 touch "$2"
@@ -48,8 +64,8 @@ exec sleep infinity
 class Lab:
     """A lab named by `prefix`, so that several can exist at once; also a context manager.
 
-    `vpn`: what covers 10.0.0.0/8 on the laptop. `ipv6=False` switches IPv6 off everywhere. `forwarding=False` is a node
-    whose ip_forward is 0 (the direct twins are then unreachable).
+    `vpn`: what covers 10.0.0.0/8 on the laptop, or, with a full tunnel, everything. `ipv6=False` switches IPv6 off
+    everywhere. `forwarding=False` is a node whose ip_forward is 0 (the direct twins are then unreachable).
     """
 
     def __init__(
@@ -63,6 +79,7 @@ class Lab:
         self.token_file = self.run_directory / "token"
         self.manager = MANAGER
         self._state = self.run_directory / "state.json"
+        self._vpn_client = self.run_directory / "vpn-client.pid"
         self._processes = Processes(self.run_directory / "pids")
 
     @classmethod
@@ -117,7 +134,8 @@ class Lab:
     def _require(self) -> None:
         if os.geteuid() != 0:
             raise PrivilegeError("the lab builds network namespaces: run `tpvpn lab` as root (sudo)")
-        tools = TOOLS | (OPENVPN_TOOLS if self.options["vpn"] == "openvpn" else {})
+        program = self._vpn_program()
+        tools = TOOLS | (dict(program.tools) if program else {})
         missing = {tool: package for tool, package in tools.items() if shutil.which(tool) is None}
         if missing:
             packages = " ".join(sorted(set(missing.values())))
@@ -130,15 +148,25 @@ class Lab:
         for where in WHERE:
             _call(["ip", "netns", "add", self.namespace(where)])
             self._set_switches(where)
-        names = {where: self.namespace(where) for where in WHERE}
-        for where, batch in batches(self.options["vpn"], self.options["ipv6"]):
-            _call(["ip", "-netns", self.namespace(where), "-batch", "-"], batch.format(**names))
+        self._apply(batches(self.options["vpn"], self.options["ipv6"]))
+        program = self._vpn_program()
+        if program:
+            program.prepare()
         self._move_laptop_in()
         self.run("node", ["nft", "-f", "-"], input=MASQUERADE)
-        if self.options["vpn"] == "openvpn":
-            self._start_openvpn()
+        if is_full(self.options["vpn"]):
+            self.run("vpn", ["nft", "-f", "-"], input=TUNNEL_ONLY)
         self._start_servers()
+        if program:
+            self._start_vpn_end("vpn", "vpn-server", program.server(), program.up)
+        if self.options["vpn"] != "none":
+            self.vpn_up()
         self._state.write_text(json.dumps({"options": self.options}))
+
+    def _apply(self, stages: list[tuple[Where, str]]) -> None:
+        names = {where: self.namespace(where) for where in WHERE}
+        for where, batch in stages:
+            _call(["ip", "-netns", self.namespace(where), "-batch", "-"], batch.format(**names))
 
     def _set_switches(self, where: Where) -> None:
         """The sysctls of a namespace, before it has devices."""
@@ -168,16 +196,6 @@ class Lab:
         self.wait(ready.exists, holder, "laptop")
         (self.run_directory / "laptop.pid").write_text(str(holder.pid))
 
-    def _start_openvpn(self) -> None:
-        openvpn.make_keys(self.run_directory)
-        self._start("openvpn-server", self.command("vpn", openvpn.server(self.run_directory, self.options["ipv6"])))
-        client = self._start("openvpn-client", self.command("laptop", openvpn.client(self.run_directory)))
-        self.wait(
-            lambda: "10.0.0.0/8" in self.run("laptop", ["ip", "route", "show", "dev", "tun0"], check=False).stdout,
-            client,
-            "openvpn-client",
-        )
-
     def _start_servers(self) -> None:
         for where in ("vpn", "cluster"):
             addresses = served(where, self.options["ipv6"])
@@ -189,6 +207,54 @@ class Lab:
             server = ["iperf3", "--server", "--bind", address, "--forceflush"]
             process = self._start(name, self.command("cluster", server))
             self.wait(partial(self._says, name, "listening"), process, name)
+
+    # -- the VPN -------------------------------------------------------------------------------------------------------
+
+    def vpn_up(self) -> None:
+        """Start the laptop's VPN client and wait until its routes are there; nothing to do when it runs.
+
+        Errors: UsageError in a lab without a VPN, TpvpnError when the client does not start.
+        """
+        program = self._vpn_program(required=True)
+        if self.vpn_is_up():
+            return
+        if program is None:
+            self._apply(routes_up(self.options["ipv6"]))
+        else:
+            client = self._start_vpn_end("laptop", "vpn-client", program.client(), program.up)
+            self._vpn_client.write_text(str(client.pid))
+
+    def vpn_down(self) -> None:
+        """End the laptop's VPN client, and wait until it has; nothing to do when it does not run.
+
+        Errors: UsageError in a lab without a VPN.
+        """
+        program = self._vpn_program(required=True)
+        if not self.vpn_is_up():
+            return
+        if program is None:
+            self._apply(routes_down())
+        else:
+            self._processes.end(int(self._vpn_client.read_text()))
+
+    def vpn_is_up(self) -> bool:
+        """Whether the VPN client runs (a VPN of plain routes: whether its device is there)."""
+        if self.options["vpn"] == "routes":
+            return self.run("laptop", ["ip", "link", "show", "tun0"], check=False).returncode == 0
+        return self._vpn_client.exists() and self._processes.runs(int(self._vpn_client.read_text()))
+
+    def _vpn_program(self, required: bool = False) -> VpnProgram | None:
+        """The VPN if it is a program, not plain routes."""
+        vpn: Vpn = self.options["vpn"]
+        if required and vpn == "none":
+            raise UsageError(f"the lab {self.prefix} has no VPN: build it with `tpvpn lab up --vpn openvpn`")
+        found = VPN_PROGRAMS.get(vpn.partition("-")[0])
+        return found(self.run_directory, self.options["ipv6"], is_full(vpn)) if found else None
+
+    def _start_vpn_end(self, where: Where, name: str, argv: list[str], up: str) -> subprocess.Popen[Any]:
+        process = self._start(name, self.command(where, argv))
+        self.wait(partial(self._says, name, up), process, name)
+        return process
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -32,9 +32,14 @@ class Processes:
         (self._directory / str(process.pid)).write_text(start_time(process.pid) or "")
         return process
 
-    def end(self) -> None:
-        """End all recorded processes that still run: SIGTERM, and SIGKILL after a few seconds."""
-        records = sorted(self._directory.glob("*")) if self._directory.is_dir() else []
+    def runs(self, pid: int) -> bool:
+        """Whether a process is recorded and has not ended."""
+        record = self._directory / str(pid)
+        return record.exists() and start_time(pid) == record.read_text()
+
+    def end(self, pid: int | None = None) -> None:
+        """End the recorded process, or all, that still run: SIGTERM, and SIGKILL after a few seconds."""
+        records = sorted(self._directory.glob("*" if pid is None else str(pid)))
         running = [fd for record in records if (fd := _open(int(record.name), record.read_text())) is not None]
         for fd in running:
             _signal(fd, signal.SIGTERM)
@@ -45,8 +50,9 @@ class Processes:
                 select.select([fd], [], [])
             os.close(fd)
         for child in self._children:
-            child.wait()
-        self._children.clear()
+            if pid in (None, child.pid):
+                child.wait()
+        self._children = [child for child in self._children if child.returncode is None]
         for record in records:
             record.unlink(missing_ok=True)
 
