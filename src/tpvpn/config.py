@@ -244,7 +244,7 @@ def read_values(node: "Node", key: Key[Any], file: str) -> Iterator[Value[Any]]:
         wrong(node, file, f"{key.name} takes {key.takes}, not {is_a}")
     for item in node.value if many else [node]:
         if (is_a := shape(item)) != "text":
-            wrong(item, file, f"{key.name} takes {key.takes}, not {is_a}" + (" in it" if many else ""))
+            wrong(item, file, f"{key.name} takes {key.takes}, and one item is {is_a}")
         try:
             yield Value(key.read(item.value[:LONGEST]), Source(file, item.start_mark.line + 1))
         except UsageError as error:
