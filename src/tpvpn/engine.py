@@ -9,22 +9,18 @@ import contextlib
 import ipaddress
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tpvpn import report
 from tpvpn.errors import LinkLostError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.proto.session import Offer
 from tpvpn.route.changes import Changes
-from tpvpn.route.fib import View
-from tpvpn.route.netlink import ask, read_view
-from tpvpn.route.operations import operations
-from tpvpn.route.plan import make_plan
-from tpvpn.route.prefix import Prefix, Space
-from tpvpn.route.verdict import Plan, Policy, Wanted
+from tpvpn.route.prefix import Prefix
+from tpvpn.route.verdict import Request
+from tpvpn.router import Router
 from tpvpn.transport.stream import Stream
 from tpvpn.transport.tcp import Endpoint, dial, resolve
 from tpvpn.tunnel import Tunnel, shake_hands
@@ -42,8 +38,7 @@ class Settings:
     client: str
     endpoint: Endpoint
     token: bytes
-    wanted: tuple[Wanted, ...]
-    policy: Policy
+    request: Request
 
 
 class Engine:
@@ -55,39 +50,21 @@ class Engine:
         self._settings, self._start_helper, self._say = settings, helper, say
         self._since = datetime.now().astimezone()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._shadowed: dict[str, str] = {}
+        self._router = Router(settings.request, say)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
         async with contextlib.AsyncExitStack() as stack:
             changes = stack.enter_context(Changes())
             addresses = await resolve(self._settings.endpoint)
-            await self._look(addresses)
+            await self._router.look([(Prefix.host(one.partition("%")[0]), "the manager") for one in addresses])
             await stack.enter_async_context(self._helped())
+            await self._router.look_closer(self._helper, self._claimed)
             stream, early = await self._reach_manager(stack, addresses)
             await self._open_device(stack, stream, early)
-            await self._route(await self._look_again())  # the claim has repaired what dead sessions left
+            await self._router.attach(self._terms, self._tunnel.set_virtual)
             ready.set()
             await self._follow(changes)
-
-    async def _look(self, addresses: list[str]) -> None:
-        """Read the kernel's view and plan; ConflictError when the plan is to be refused."""
-        self._dialled = tuple((Prefix.host(address.partition("%")[0]), "the manager") for address in addresses)
-        self._plan = self._make_plan(await read_view())
-        if not self._plan.ok:
-            raise report.refusal(self._plan)
-
-    async def _look_again(self) -> View:
-        """Read the view and plan, now that the manager has said what it carries."""
-        view = await read_view()
-        if not self._terms.ipv6:
-            view = replace(view, ipv6=False, warnings=(*view.warnings, "the manager carries no IPv6"))
-        self._plan = self._make_plan(view)
-        return view
-
-    def _make_plan(self, view: View) -> Plan:
-        policy = self._settings.policy
-        return make_plan(view, self._settings.wanted, replace(policy, never=policy.never + self._dialled))
 
     @contextlib.asynccontextmanager
     async def _helped(self) -> AsyncGenerator[None]:
@@ -129,30 +106,9 @@ class Engine:
         stack.callback(self._tunnel.close)
         self._say(f"device {tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
 
-    async def _route(self, view: View) -> None:
-        """Bring the kernel to what the plan says, and ask it whether it agrees."""
-        steps = operations(self._plan, view, self._claimed.table, self._claimed.device)
-        await self._helper.apply(steps)
-        shadowed = await self._shadows()
-        for prefix in shadowed.keys() - self._shadowed.keys():
-            self._say(f"warning: {prefix} is {shadowed[prefix]}")
-        self._shadowed = shadowed
-
-    async def _shadows(self) -> dict[str, str]:
-        """What the kernel would not route as planned, and what takes it instead; by prefix."""
-        throws = Space(self._plan.throws)
-        expected = [(prefix, (Space([prefix]) - throws).prefixes(), True) for prefix in self._plan.routes]
-        expected += [(prefix, (prefix,), False) for prefix in self._plan.throws]
-        shadowed: dict[str, str] = {}
-        for prefix, parts, ours in expected:
-            answer = (await ask([Prefix.host(parts[0].address())]))[0] if parts else None
-            if parts and (answer is not None and answer.device == self._claimed.device) != ours:
-                shadowed[str(prefix)] = f"shadowed by {answer or 'nothing: the kernel has no route'}"
-        return shadowed
-
     async def _follow(self, changes: Changes) -> None:
         """Plan anew whenever the kernel's routing changed, until the link or the helper is gone."""
-        watching = asyncio.create_task(self._replan(changes))
+        watching = asyncio.create_task(self._router.follow(changes))
         try:
             await asyncio.wait((watching, self._failed, self._helper.closed), return_when=asyncio.FIRST_COMPLETED)
             if self._helper.closed.done():
@@ -160,16 +116,6 @@ class Engine:
             await (self._failed if self._failed.done() else watching)
         finally:
             watching.cancel()
-
-    async def _replan(self, changes: Changes) -> None:
-        async for _ in changes:
-            before = self._plan
-            view = await self._look_again()
-            for old, new in zip(before.subnets, self._plan.subnets, strict=True):
-                if (old.verdict, old.routes) != (new.verdict, new.routes):
-                    because = ", ".join(f"{one.route} on {one.device}" for one in new.conflicts if not one.allowed)
-                    self._say(f"{new.wanted.prefix} is now {new.verdict}" + (f": {because}" if because else ""))
-            await self._route(view)
 
     @property
     def directory(self) -> Path:
@@ -200,6 +146,5 @@ class Engine:
             "table": self._claimed.table,
             "addresses": list(self._addresses),
             "traffic": asdict(self._tunnel.counters),
-            "shadowed": self._shadowed,
-            "plan": report.as_json(self._plan),
+            **self._router.status(),
         }

@@ -3,6 +3,7 @@
 Pure: a `Plan` in, text or plain values out. It prints nothing, and knows no terminal beyond whether colour is wanted.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -55,17 +56,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
         ],
         "warnings": list(plan.warnings),
         "fixes": [{"description": fix.description, "command": fix.command} for fix in plan.fixes],
-        "notes": [
-            {
-                "cidr": str(subnet.wanted.prefix),
-                "route": str(conflict.route),
-                "device": conflict.device,
-                "known_by": conflict.evidence,
-                "hides": hides(conflict, subnet),
-            }
-            for subnet in plan.subnets
-            for conflict in subnet.conflicts
-        ],
     }
 
 
@@ -84,7 +74,11 @@ def as_text(plan: Plan, colour: bool = False) -> str:
         for warning in plan.warnings:
             lines += wrap(warning, "  - ")
     for fix in plan.fixes:
-        lines += ["", *wrap(fix.description[0].upper() + fix.description[1:] + ":", ""), *command_lines(fix)]
+        lines += [
+            "",
+            *wrap(fix.description[0].upper() + fix.description[1:] + ":", ""),
+            *command_lines(pasteable(fix, plan)),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +90,7 @@ def refusal(plan: Plan) -> ConflictError:
         if subnet.verdict == "conflict"
         for open_ones in [[conflict for conflict in subnet.conflicts if not conflict.allowed]]
     ]
-    way_out = f"; allow it with `{plan.fixes[0].command}`, or see `tpvpn plan`" if plan.fixes else ""
+    way_out = f"; allow it with `{pasteable(plan.fixes[0], plan)}`, or see `tpvpn plan`" if plan.fixes else ""
     text = f"{'; '.join(reasons)}: mapping this could make hosts there unreachable{way_out}"
     return ConflictError(text, as_text(plan))
 
@@ -127,7 +121,6 @@ def subnet_lines(subnet: Subnet, width: int, colour: bool) -> Iterator[str]:
     for conflict in subnet.conflicts[:SHOWN]:
         state = "allowed" if conflict.allowed else "conflict"
         yield from wrap(f"{RELATIONS[conflict.relation]} {route_of(conflict)}", f"    {state:<8}  ")
-        yield from wrap(f"{conflict.owner} is known by {conflict.evidence}", " " * 14)
         yield from wrap(hides(conflict, subnet), " " * 14)
     if len(subnet.conflicts) > SHOWN:
         yield f"    and {len(subnet.conflicts) - SHOWN} more, see --output json"
@@ -162,9 +155,14 @@ def wrap(text: str, label: str) -> list[str]:
     return [*lines, line]
 
 
-def command_lines(fix: Fix) -> list[str]:
+def pasteable(fix: Fix, plan: Plan) -> str:
+    """The command with the words that the user gave, where it is `tpvpn connect` again."""
+    return f"{fix.command} {shlex.join(plan.given)}" if plan.given and " connect " in fix.command else fix.command
+
+
+def command_lines(command: str) -> list[str]:
     """A command to paste, broken before its flags by backslashes when it is long."""
-    head, *flags = fix.command.split(" --")
+    head, *flags = command.split(" --")
     parts = [head, *(f"--{flag}" for flag in flags)]
     lines, line = list[str](), "  "
     for part in parts:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tpvpn import report
 from tpvpn.dns.names import Names
-from tpvpn.errors import ManagerError
+from tpvpn.errors import ManagerError, UsageError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.privileged import Seen
 from tpvpn.privileged import look as look_privileged
@@ -27,8 +27,6 @@ from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix, Space
 from tpvpn.route.verdict import Plan, Request, Subnet, Wanted
 
-LOOKED_AT = 256
-"""Prefixes that the helper looks at: more than a cluster has."""
 HISTORY = 100
 """Changes that are remembered for `status`."""
 IDLE_FOR_BUSY = 3
@@ -74,7 +72,7 @@ class Router:
 
     async def preview(self, device: str, table: int | None) -> Plan:
         """What `connect` would do, as far as the rights of whoever asks go; `table` is that of a session that runs."""
-        await self._names.look_up()
+        await self._look_up()
         view, wanted = await read_view(), self._wanted()[0]
         seen = look_privileged(spanned(wanted), device, ())
         plan = self._make_plan(see(view, seen), table)
@@ -86,8 +84,16 @@ class Router:
         `dialled`: addresses that our own sockets use, each with what for: they are never taken.
         """
         self._dialled = tuple(dialled)
-        await self._names.look_up()
+        await self._look_up()
         self._accept(self._make_plan(await read_view(), None))
+
+    async def _look_up(self) -> None:
+        """Look the names up; UsageError when one that was typed is not found (one of a file may be a VPN's)."""
+        await self._names.look_up()
+        found = self._names.addresses()
+        for name, source in self._request.names:
+            if source.startswith("--") and not found[name]:
+                raise UsageError(f"{source}: {name!r} is no address or subnet, and no host of that name is found")
 
     def _accept(self, plan: Plan) -> None:
         if not plan.ok:
@@ -261,5 +267,5 @@ def by_name(
 
 
 def spanned(wanted: Iterable[Wanted]) -> tuple[Prefix, ...]:
-    """The addresses that are wanted, in few prefixes, as the helper takes them."""
-    return Space(one.prefix for one in wanted).prefixes()[:LOOKED_AT]
+    """The addresses that are wanted, in the fewest prefixes."""
+    return Space(one.prefix for one in wanted).prefixes()

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,12 +159,20 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     from tpvpn.engine import Settings
     from tpvpn.transport.tcp import parse_endpoint
 
+    request = routing(arguments)
+    flags = ("--manager", "--token-file", "--tls-pin")
+    given = [
+        word
+        for flag, value in zip(flags, (arguments.manager, arguments.token_file, arguments.tls_pin), strict=True)
+        if value
+        for word in (flag, value)
+    ]
     return Settings(
         name=arguments.name,
         client=socket.gethostname(),
         endpoint=parse_endpoint(arguments.manager, arguments.tls_pin),
         token=_token(arguments.token_file),
-        request=routing(arguments),
+        request=replace(request, policy=replace(request.policy, given=(*request.policy.given, *given))),
     )
 
 

@@ -53,32 +53,44 @@ def fixes(subnets: Sequence[Subnet], policy: Policy) -> Iterable[Fix]:
     missing = dict.fromkeys(piece for subnet in blocked for piece in subnet.remaining)
     cidrs = list(map(str, dict.fromkeys((*policy.allow, *missing))))
     otherwise = () if policy.on_conflict == "fail" else ("--on-conflict", policy.on_conflict)
-    devices = sorted({one.device or "IPsec" for subnet in blocked for one in subnet.conflicts if not one.allowed})
+    places = " or ".join(map(str, missing))
     yield Fix(
-        f"if no host that you reach by {' or '.join(devices)} is in {' or '.join(map(str, missing))}, allow it (for "
-        f"good: allowConflictingSubnets: [{', '.join(cidrs)}] under client.routing in ~/.config/tpvpn/config.yaml)",
-        command(policy, *otherwise, *(word for cidr in cidrs for word in ("--allow-conflicting-subnets", cidr))),
+        f"if no host that you reach by {' or '.join(owners(blocked))} is in {places}, allow it (for good: "
+        f"allowConflictingSubnets: [{', '.join(cidrs)}] under client.routing in ~/.config/tpvpn/config.yaml)",
+        connect(*otherwise, *(word for cidr in cidrs for word in ("--allow-conflicting-subnets", cidr))),
     )
     yield Fix(
         "the same for everyone, by the cluster's admin",
         f"tpvpn helm upgrade --set 'client.routing.allowConflictingSubnets={{{','.join(cidrs)}}}'",
     )
     if policy.on_conflict == "fail":
-        yield Fix("connect without what conflicts, which stays as it is", command(policy, "--on-conflict", "skip"))
+        yield Fix("connect without what conflicts, which stays as it is", connect("--on-conflict", "skip"))
         host = next(iter(missing)).address(1 if next(iter(missing)).size > 1 else 0)
         yield Fix(
             f"route nothing of it but single hosts, {host} for example",
-            command(policy, "--on-conflict", "hosts", "--host", host),
+            connect("--on-conflict", "hosts", "--host", host),
         )
         yield Fix(
             "keep both: reach what conflicts by other addresses, as `tpvpn plan` shows them",
-            command(policy, "--on-conflict", "virtual"),
+            connect("--on-conflict", "virtual"),
         )
 
 
-def command(policy: Policy, *words: str) -> str:
-    """`tpvpn connect` as the user typed it, with these words besides."""
-    return shlex.join(("tpvpn", "connect", *policy.given, *words))
+def owners(blocked: Iterable[Subnet]) -> list[str]:
+    """The devices in conflict: "tun0 (openvpn, known by device name tun0)"."""
+    return sorted(
+        {
+            f"{one.device or 'IPsec'} ({one.owner}, known by {one.evidence})"
+            for subnet in blocked
+            for one in subnet.conflicts
+            if not one.allowed
+        }
+    )
+
+
+def connect(*words: str) -> str:
+    """`tpvpn connect` with these words."""
+    return shlex.join(("tpvpn", "connect", *words))
 
 
 def hides(conflict: Conflict, subnet: Subnet) -> str:

@@ -47,6 +47,7 @@ def make_plan(view: View, wanted: Sequence[Wanted], policy: Policy, table: int |
             *dict.fromkeys(doubts(subnets, found, policy, view.ipv6)),
         ),
         fixes=tuple(fixes(subnets, policy)),
+        given=policy.given,
     )
 
 

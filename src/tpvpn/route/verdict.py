@@ -101,6 +101,8 @@ class Plan:
     never_proxy: tuple[NeverProxy, ...] = ()
     warnings: tuple[str, ...] = ()
     fixes: tuple[Fix, ...] = ()
+    given: tuple[str, ...] = ()
+    """The user's other words, which a command to paste must repeat."""
 
     @property
     def routes(self) -> tuple[Prefix, ...]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tpvpn.route.advice import command
+from tpvpn.route.advice import connect
 from tpvpn.route.conflict import foreign
 from tpvpn.route.fib import Answer, Nexthop, View
 from tpvpn.route.owner import owner_of
 from tpvpn.route.prefix import Prefix
-from tpvpn.route.verdict import Fix, Policy
+from tpvpn.route.verdict import Fix
 
 ALL_OURS = 0
 """A table below those of all sessions: to the view that such a session has, every one of them is its own."""
@@ -133,8 +133,3 @@ def blocked(subnet: Mapping[str, Any], host: Prefix) -> str:
         return "withheld, since other addresses of the subnet are in conflict"
     device = against["device"] or "an IPsec policy"
     return f"withheld: {against['route']} on {device} ({against['owner']}) is in conflict with it"
-
-
-def connect(*words: str) -> str:
-    """The command with these words."""
-    return command(Policy(), *words)

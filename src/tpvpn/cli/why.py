@@ -1,0 +1,105 @@
+"""`tpvpn why ADDRESS|NAME`: which rule, table and route take it, now and without us, and what would change that."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+from tpvpn.cli import Commands
+from tpvpn.cli.plan import quiet
+from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
+from tpvpn.errors import UsageError
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "why",
+        help="say where an address goes, and why",
+        description="Say where packets to an address go, now and without tpvpn: by which rule, table and route, whose "
+        "that is, to which subnet of the cluster the address belongs, and what would change it. Asks the session that "
+        "runs for its plan, or makes one from the flags. Changes nothing, needs no privilege.",
+    )
+    parser.add_argument("target", metavar="ADDRESS|NAME")
+    parser.add_argument("--name", default="default", help="name of the session (default: default)")
+    parser.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
+    add_routing_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the answer for each address of the target; 0."""
+    import asyncio
+
+    from tpvpn.holders import holders
+    from tpvpn.privileged import Seen
+    from tpvpn.route.netlink import read_view
+    from tpvpn.route.why import explain
+    from tpvpn.router import see
+
+    addresses = _addresses(arguments.target)
+    plan, source = asyncio.run(_plan(arguments))
+    view = see(asyncio.run(read_view()), Seen((), holders(), (), ()))
+    answers = [explain(view, address, plan, os.getuid()).as_json() for address in addresses]
+    if arguments.output == "json":
+        print(
+            json.dumps(
+                {"schema": "tpvpn.why/1", "target": arguments.target, "plan": source, "answers": answers}, indent=2
+            )
+        )
+    else:
+        print("\n\n".join(_text(answer) for answer in answers))
+        print(f"\nThe cluster's subnets are those of {source}.")
+    return 0
+
+
+def _addresses(target: str) -> list[str]:
+    """The addresses of a name, or the one that is given; UsageError when there are none."""
+    import socket
+
+    try:
+        found = socket.getaddrinfo(target, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is no name"
+        raise UsageError(f"{target!r} is no address, and not found as a name: {reason}") from None
+    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+
+
+async def _plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The plan to go by, and whose it is: of the flags, or of the session that runs."""
+    from tpvpn import rundir
+    from tpvpn.control import ask
+    from tpvpn.report import as_json
+    from tpvpn.router import Router
+
+    session = rundir.read(arguments.name)
+    running = session if session is not None and session.running else None
+    if names_a_cluster(arguments):
+        router = Router(routing(arguments), quiet)
+        table = running.table if running else None
+        return as_json(await router.preview(rundir.device_name(arguments.name), table)), "the flags"
+    if running is None:
+        raise UsageError(
+            f"no session {arguments.name} runs here, so the cluster's subnets are not known: give --service-cidr "
+            "and/or --pod-cidr"
+        )
+    return ask(running.directory, "status")["plan"], f"session {arguments.name}, which runs"
+
+
+def _text(answer: dict[str, Any]) -> str:
+    """One answer for a terminal."""
+    from tpvpn.report import wrap
+
+    lines = wrap(f"{answer['sentence']}.", "")
+    for label, way in (("now", answer["now"]), ("without us", answer["without"])):
+        lines += wrap(_way(way), f"  {label:<11} ")
+    for change in answer["changes"]:
+        lines += wrap(f"{change['description']}: {change['command']}", "  to change   ")
+    return "\n".join(lines)
+
+
+def _way(way: dict[str, Any]) -> str:
+    parts = [way["route"]]
+    parts += [f"table {way['table']} by rule {way['rule']}"] if way["table"] is not None else []
+    parts += [f"{way['owner']}'s, known by {way['known_by']}"] if way["owner"] is not None else []
+    return "; ".join(parts)
