@@ -16,6 +16,7 @@ LAYERS = {
     "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "route.changes": 2, "rundir": 2,
     "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
     "dns.system": 2, "dns.names": 2,
+    "firewall": 1, "firewall.expressions": 2, "firewall.nftables": 2, "firewall.read": 2,
     "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
     "engine": 4, "router": 4,
     "control": 5, "lab": 5,
