@@ -202,8 +202,8 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
     ),
     (
         routing("neverProxySubnets: [vpn.example.com]"),
-        "3:25: client.routing.neverProxySubnets: 'vpn.example.com' is a host name, which may stand for other addresses "
-        "tomorrow: give addresses",
+        "3:25: client.routing.neverProxySubnets: 'vpn.example.com' is a host name, whose addresses may change: "
+        "give addresses",
     ),
     (routing("alsoProxySubnets: [my_db]"), f"3:24: client.routing.alsoProxySubnets: 'my_db' {NEITHER}"),
     (routing("alsoProxySubnets: ['']"), f"3:24: client.routing.alsoProxySubnets: '' {SUBNET}"),

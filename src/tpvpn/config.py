@@ -65,7 +65,7 @@ class Key(Generic[T]):
 def subnet(text: str) -> Prefix:
     """An address or subnet; a host name has its own error."""
     if re.fullmatch(HOST_NAME, text):
-        raise UsageError(f"{text!r} is a host name, which may stand for other addresses tomorrow: give addresses")
+        raise UsageError(f"{text!r} is a host name, whose addresses may change: give addresses")
     return Prefix.parse(text)
 
 
