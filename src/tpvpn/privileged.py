@@ -1,21 +1,26 @@
-"""What only root may see of the laptop, as far as it concerns wanted subnets: IPsec policies, who holds which device.
+"""What only root may see of the laptop, as far as it concerns wanted subnets: IPsec, firewalls, who holds which device.
 
 It decides nothing, and changes nothing. `plan` looks as whoever runs it, a session asks the root helper to look; what
 may not be read becomes a warning with the command that reads it, so that nobody takes silence for a clear view.
 """
 
 import errno
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tpvpn import xfrm
+from tpvpn.firewall.obstacles import obstacles
+from tpvpn.firewall.read import read
 from tpvpn.holders import holders
 from tpvpn.route.fib import IpsecPolicy
 from tpvpn.route.prefix import Prefix, Space
 
-_POLICIES, _HOLDERS, _TEXTS, _TEXT_LENGTH = 400, 100, 10, 250
+_POLICIES, _HOLDERS, _TEXTS, _TEXT_LENGTH = 400, 100, 10, 1000
 """How much of each a message carries, however long its fields (`helper/protocol.MESSAGE_LIMIT`)."""
+_SHORT = _TEXT_LENGTH // 12
+"""Letters that are no longer than that as JSON, whatever they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ def look(prefixes: Sequence[Prefix], device: str, addresses: Sequence[str]) -> S
     """What concerns these prefixes, were they routed to the device with these addresses."""
     warnings: list[str] = []
     policies = _policies(Space(prefixes), warnings)
-    return Seen(policies, holders(), (), tuple(warnings))
+    return Seen(policies, holders(), _obstacles(prefixes, device, addresses, warnings), tuple(warnings))
 
 
 def _policies(space: Space, warnings: list[str]) -> tuple[IpsecPolicy, ...]:
@@ -41,12 +46,28 @@ def _policies(space: Space, warnings: list[str]) -> tuple[IpsecPolicy, ...]:
     try:
         policies = xfrm.read_policies()
     except OSError as error:
-        if error.errno != errno.EPERM:
-            raise
-        warnings.append("IPsec policies were not looked at, which needs root: see `sudo ip xfrm policy`")
+        warnings.append(_unread("IPsec policies", "ip xfrm policy", error))
         return ()
     overlapping = (policy for policy in policies if space.overlaps(policy.destination))
     return tuple(sorted(overlapping, key=lambda policy: policy.destination.length))
+
+
+def _obstacles(
+    prefixes: Sequence[Prefix], device: str, addresses: Sequence[str], warnings: list[str]
+) -> tuple[str, ...]:
+    """The firewall rules that stop packets between the device and the prefixes."""
+    try:
+        return tuple(obstacles(read(), device, addresses, prefixes))
+    except OSError as error:
+        warnings.append(_unread("firewalls", "nft list ruleset", error))
+        return ()
+
+
+def _unread(what: str, command: str, error: OSError) -> str:
+    """The warning that something was not seen."""
+    root = error.errno in (errno.EPERM, errno.EACCES)
+    why = "were not looked at, which needs root" if root else f"could not be read ({error.strerror})"
+    return f"{what} {why}: see `sudo {command}`"
 
 
 def encode(seen: Seen) -> dict[str, object]:
@@ -65,7 +86,8 @@ def encode(seen: Seen) -> dict[str, object]:
 
 
 def _texts(texts: Sequence[str]) -> list[str]:
-    return [text[:_TEXT_LENGTH] for text in texts[:_TEXTS]]
+    more = [f"and {len(texts) - _TEXTS} more like these"] if len(texts) > _TEXTS else []
+    return [text if len(json.dumps(text)) <= _TEXT_LENGTH else text[:_SHORT] + "…" for text in texts[:_TEXTS]] + more
 
 
 def decode(values: Mapping[str, Any]) -> Seen:

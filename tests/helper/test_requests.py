@@ -92,19 +92,41 @@ def test_whatever_is_seen_fits_a_message() -> None:
     seen = Seen(
         (IpsecPolicy(longest, longest),) * 1000,
         {f"device-of-{i:05}": "ä" * 7 + "?" for i in range(1000)},
-        ("ä" * 1000,) * 1000,
+        ("ä" * 1000, "ä" * 160, "x" * 990) * 300,
         ("a warning that is as long as one is, and names the command that reads it",) * 3,
     )
     reply = protocol.pack_reply(privileged.encode(seen))
     assert len(reply) <= protocol.MESSAGE_LIMIT
-    assert len(privileged.decode(protocol.parse_reply(reply)).policies) == 400
+    told = privileged.decode(protocol.parse_reply(reply))
+    assert len(told.policies) == 400
+    assert told.obstacles[:3] == ("ä" * 83 + "…", *seen.obstacles[1:3]) and told.obstacles[10:] == (
+        "and 890 more like these",
+    )
 
 
 def test_looking_as_nobody_says_what_was_not_seen(laptop: Path) -> None:
     nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
     script = "from tpvpn.privileged import look; print(*look([], 'tpvpn0', []).warnings, sep='\\n')"
-    lines = sh(f'{nobody} {sys.executable} -c "{script}"').splitlines()
-    assert lines[0] == "IPsec policies were not looked at, which needs root: see `sudo ip xfrm policy`"
+    assert sh(f'{nobody} {sys.executable} -c "{script}"').splitlines() == [
+        "IPsec policies were not looked at, which needs root: see `sudo ip xfrm policy`",
+        "firewalls were not looked at, which needs root: see `sudo nft list ruleset`",
+    ]
+
+
+def test_a_kill_switch_is_told_of(laptop: Path) -> None:
+    sh("nft add table inet vpn; nft 'add chain inet vpn out { type filter hook output priority 0; policy drop; }'")
+
+    async def main() -> None:
+        client = await start_helper()
+        await opened(client)
+        await client.guard()
+        (obstacle,) = (await client.look([SUBNET])).obstacles
+        assert obstacle.startswith("packets to 10.130.0.0/16 are dropped by chain out of nft table inet vpn")
+        sh("nft insert rule inet vpn out oifname tpvpn0 accept")
+        assert (await client.look([SUBNET])).obstacles == ()
+        await ended(client)
+
+    asyncio.run(main())
 
 
 def test_watching(laptop: Path) -> None:
