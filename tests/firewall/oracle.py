@@ -10,6 +10,7 @@ tracked: a table of a name that is ours, so that nobody reports it, asks for tha
 
 import contextlib
 import os
+import re
 import select
 import socket
 import subprocess
@@ -40,10 +41,12 @@ class Laptop:
     namespace: str
     tun: Tun
     flows: dict[Prefix, "Flow"]
+    port: int = 4000
+    """Of the next connection's first packet: no two are one flow."""
 
     def install(self, program: str, rules: str) -> None:
         """Hand rules to nft, or to one of iptables' restore programs."""
-        command = ["nft", "-f", "-"] if program == "nft" else [f"{program}-restore", "--noflush"]
+        command = ["nft", "-f", "-"] if program == "nft" else [f"{program}-restore"]
         inside_it = ["ip", "netns", "exec", self.namespace, *command]
         done = subprocess.run(inside_it, input=rules, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -55,12 +58,13 @@ class Laptop:
     def leaves(self, subnet: Prefix) -> bool:
         """Whether the first packet of a connection to the subnet comes out of the device."""
         there = subnet.address(1)
+        self.port += 1
         with inside(self.namespace), socket.socket(_family(there), socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
             try:
-                raw.sendto(bytes(TCP(sport=4000, dport=8080, flags="S")), (there, 0))
+                raw.sendto(bytes(TCP(sport=self.port, dport=8080, flags="S")), (there, 0))
             except PermissionError:
                 return False
-        self._next(lambda packet: packet.dst == there and packet[TCP].sport == 4000)
+        self._next(lambda packet: packet.dst == there and packet[TCP].sport == self.port)
         return True
 
     def answered(self, subnet: Prefix) -> bool:
@@ -144,3 +148,17 @@ def laptop(*devices: str) -> Iterator[Laptop]:
             made.open(subnet)
             stack.callback(made.flows[subnet].socket.close)
         yield made
+
+
+def agrees(host: Laptop, said: list[str], doubtful: bool = False) -> None:
+    """The kernel does with real packets what the sentences say."""
+    for subnet in SUBNETS:
+        about = [sentence for sentence in said if re.search(rf"\b{re.escape(str(subnet))}", sentence)]
+        stopped = any(re.match(r"packets to .* are (dropped|rejected) by", sentence) for sentence in about)
+        perhaps = any(re.match(r"packets to .* may be (dropped|rejected) by", sentence) for sentence in about)
+        unanswered = any(sentence.startswith("answers from ") for sentence in about)
+        leaves, answered = host.leaves(subnet), host.answered(subnet)
+        assert not (stopped and leaves), f"packets to {subnet} leave: {said}"
+        assert stopped or perhaps or leaves, f"packets to {subnet} do not leave: {said}"
+        assert not (unanswered and answered), f"answers from {subnet} come in: {said}"
+        assert unanswered or doubtful or answered, f"answers from {subnet} do not come in: {said}"

@@ -90,7 +90,8 @@ def table(family: Literal["ip", "ip6"], blob: Blob) -> Table:
     entries = dict(_entries(_LAYOUTS[family], blob.entries))
     hooks: dict[int, Hook] = {begin: hook for hook, begin in zip(HOOKS, blob.begins, strict=True) if begin != NO_HOOK}
     # Chains by the offset of their first rule: what a jump holds. The last ERROR ends the table.
-    names = {entry.next: _name(entry.data) for entry in entries.values() if entry.target == _ERROR}
+    starts = (entry for entry in entries.values() if entry.target == _ERROR and entry.next in entries)
+    names = {entry.next: _name(entry.data) for entry in starts}
     names |= {begin: hook.upper() for begin, hook in hooks.items()}
     rules: dict[str, list[Rule]] = {name: [] for name in names.values()}
     policies: dict[str, bool] = {}

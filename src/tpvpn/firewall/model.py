@@ -23,21 +23,23 @@ class Field(NamedTuple):
     offset: int = 0
 
     def __str__(self) -> str:
-        raw = f"@{self.name},{8 * self.offset},{8 * self.length}" if self.name in ("nh", "th") else self.name
-        return _NAMES.get(self, raw)
+        place = f"{self.name} {self.offset}" if self.name in ("nh", "th") else self.name
+        return _NAMES.get(place, place)
 
 
 _NAMES = {
-    Field("nh", 4, 12): "the source address",
-    Field("nh", 4, 16): "the destination address",
-    Field("nh", 16, 8): "the source address",
-    Field("nh", 16, 24): "the destination address",
-    Field("th", 2, 0): "the source port",
-    Field("th", 2, 2): "the destination port",
-    Field("meta skuid"): "the user",
-    Field("meta skgid"): "the group",
-    Field("match owner"): "the user",
+    # A prefix's first bytes are loaded alone, so the length says nothing.
+    "nh 12": "the source address",
+    "nh 16": "the destination address",
+    "nh 8": "the source address",
+    "nh 24": "the destination address",
+    "th 0": "the source port",
+    "th 2": "the destination port",
+    "meta skuid": "the user",
+    "meta skgid": "the group",
+    "match owner": "the user",
 }
+"""What people call a field; a header's by its offset, both versions of IP together."""
 
 
 class Mask(NamedTuple):
