@@ -47,8 +47,11 @@ def _text(status: dict[str, Any]) -> str:
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
     for subnet in status["plan"]["subnets"]:
-        shadow = status["shadowed"].get(subnet["cidr"])
-        lines.append(f"  {subnet['verdict']:9} {subnet['cidr']} ({subnet['kind']})" + (f", {shadow}" if shadow else ""))
+        shadow, since = status["shadowed"].get(subnet["cidr"]), status["since"].get(subnet["cidr"])
+        parts = [f"  {subnet['verdict']:9} {subnet['cidr']} ({subnet['kind']})"]
+        parts += [f"at {subnet['virtual']}"] if subnet["virtual"] else []
+        parts += [f"since {since['at'][11:19]}: {since['because']}"] if since else []
+        lines.append(", ".join([*parts, shadow] if shadow else parts))
     return "\n".join(lines + [f"  warning   {warning}" for warning in status["plan"]["warnings"]])
 
 
