@@ -1,10 +1,11 @@
 """One client's session at the manager: its link and its pump, on a place at the exit.
 
 It knows nothing of how the client was authenticated, nor of other sessions. What its client has changed at the exit
-costs the process time that is everybody's: one change waits at most, and then as long as the last one makes it.
+costs the process time that is everybody's: only the latest change waits, as long as the one before it makes it.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
@@ -50,7 +51,8 @@ class Session:
         self._pump: Pump | None = None
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
-        self._change: asyncio.TimerHandle | None = None
+        self._change: tuple[int, Sequence[tuple[str, str]]] | None = None
+        self._changing: asyncio.TimerHandle | None = None
         self._rested = 0.0
 
     async def run(self, stream: Stream, early: bytes) -> str:
@@ -63,8 +65,8 @@ class Session:
         try:
             return await self._ended
         finally:
-            if self._change:
-                self._change.cancel()
+            if self._changing:
+                self._changing.cancel()
             pump.stop()
             link.close()
 
@@ -93,20 +95,22 @@ class Session:
 
     def _take_change(self, number: int, pairs: Sequence[tuple[str, str]]) -> None:
         if self._change:
-            self._answer(number, "another change is not answered yet: wait for that")
+            self._answer(self._change[0], "a later change took its place")
         else:
-            self._change = self._loop.call_at(self._rested, self._make_change, number, pairs)
+            self._changing = self._loop.call_later(max(0, self._rested - time.monotonic()), self._make_change)
+        self._change = number, pairs
 
-    def _make_change(self, number: int, pairs: Sequence[tuple[str, str]]) -> None:
-        self._change = None
-        began = self._loop.time()
+    def _make_change(self) -> None:
+        assert self._change
+        (number, pairs), self._change = self._change, None
+        began = time.monotonic()  # uvloop's own time stands still within a callback
         try:
             self.place.set_virtual(config.mapping(pairs))
         except TpvpnError as error:
             self._answer(number, str(error))
         else:
             self._answer(number, None)
-        now = self._loop.time()
+        now = time.monotonic()
         self._rested = now + REST * (now - began)
 
     def _answer(self, number: int, error: str | None) -> None:
