@@ -229,7 +229,7 @@ class Router:
         """The routes' part of a session's status."""
         return {
             "shadowed": self.shadowed,
-            "since": {cidr: asdict(change) for cidr, change in self._since.items()},
+            "verdicts": {cidr: asdict(change) for cidr, change in self._since.items()},
             "changes": [asdict(change) for change in self.changes],
             "plan": report.as_json(self.plan),
         }

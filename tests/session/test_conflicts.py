@@ -327,13 +327,13 @@ def test_why(laptop: Laptop) -> None:
 def test_status_tells_since_when_and_why(at_home: Laptop) -> None:
     laptop = at_home
     with laptop.connected("--on-conflict", "fail", wanted=WANTED4):
-        assert {one["because"] for one in status(laptop)["since"].values()} == {"as wanted"}
+        assert {one["because"] for one in status(laptop)["verdicts"].values()} == {"as wanted"}
         with vpn(laptop):
             eventually(lambda: device_of(laptop, PODS[0]) == "tun0", 1.5, "withdrawn")
             eventually(lambda: len(status(laptop)["changes"]) == 4, 2, "told")
             shown = status(laptop)
-            assert shown["since"][POD_CIDR]["verdict"] == "conflict"
-            assert shown["since"][POD_CIDR]["because"].startswith("10.0.0.0/8 on tun0 (")
+            assert shown["verdicts"][POD_CIDR]["verdict"] == "conflict"
+            assert shown["verdicts"][POD_CIDR]["because"].startswith("10.0.0.0/8 on tun0 (")
             assert f"conflict  {POD_CIDR} (pod), since " in laptop.tpvpn("status").stdout
 
 

@@ -47,7 +47,7 @@ def _text(status: dict[str, Any]) -> str:
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
     for subnet in status["plan"]["subnets"]:
-        shadow, since = status["shadowed"].get(subnet["cidr"]), status["since"].get(subnet["cidr"])
+        shadow, since = status["shadowed"].get(subnet["cidr"]), status["verdicts"].get(subnet["cidr"])
         parts = [f"  {subnet['verdict']:9} {subnet['cidr']} ({subnet['kind']})"]
         parts += [f"at {subnet['virtual']}"] if subnet["virtual"] else []
         parts += [f"since {since['at'][11:19]}: {since['because']}"] if since else []
