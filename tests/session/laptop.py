@@ -148,6 +148,13 @@ class Laptop:
         """All that a session could change."""
         return self.sh(STATE, str(self.directory))
 
+    def theirs(self) -> list[str]:
+        """All rules, routes, devices, addresses and nft objects that are not ours."""
+        shows = ("ip -j rule", "ip -j -6 rule", "ip -j route show table all", "ip -j -6 route show table all")
+        shows += ("ip -j address", "nft -j list ruleset")
+        objects = [found for show in shows for found in _objects(self.sh(show))]
+        return [json.dumps(found) for found in objects if not _is_ours(found)]
+
     def settle(self) -> None:
         """Wait until the kernel has finished with new addresses (RFC 4862): from then on nothing changes by itself."""
         eventually(lambda: not self.sh("ip -6 address show tentative"), 5, "duplicate address detection")
@@ -196,6 +203,19 @@ def lab_with_manager(vpn: Vpn = "routes", *, ipv6: bool = True, forwarding: bool
         laptop = Laptop(lab)
         laptop.settle()
         yield laptop
+
+
+def _objects(shown: str) -> list[dict[str, object]]:
+    """What `ip -j` or `nft -j` printed; ip prints nothing when there is nothing."""
+    found = json.loads(shown or "[]")
+    return found if isinstance(found, list) else found["nftables"]
+
+
+def _is_ours(found: dict[str, object]) -> bool:
+    """By our protocol number, on our device, or in our nft table."""
+    inner = next((value for value in found.values() if isinstance(value, dict)), found)
+    names = [inner.get(key) for key in ("dev", "ifname", "table", "name")]
+    return found.get("protocol") == "116" or any(str(name).startswith("tpvpn") for name in names)
 
 
 def _is(process: Path, inode: int, word: str) -> bool:
