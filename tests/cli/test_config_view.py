@@ -204,6 +204,12 @@ def test_a_link_to_itself(home: Path, file: Path) -> None:
     assert "Too many levels of symbolic links" in said
 
 
+def test_a_link_that_leads_nowhere(home: Path, file: Path) -> None:
+    file.symlink_to("/nowhere")
+    (said,) = refusals(home)
+    assert "cannot read ~/.config/tpvpn/config.yaml: No such file or directory" in said
+
+
 def test_a_file_without_end(home: Path, file: Path) -> None:
     file.symlink_to("/dev/zero")
     assert refusals(home) == {f"{BROKEN} is larger than 64 KiB, which no configuration needs: make it smaller\n"}
@@ -231,6 +237,14 @@ def test_unreadable(tmp_path: Path) -> None:
     assert done.stderr == (
         f"tpvpn: cannot read {directory}/config.yaml: Permission denied; make it a file that you can read\n"
     )
+
+
+def test_the_home_of_another(tmp_path: Path) -> None:
+    (tmp_path / ".config" / "tpvpn").mkdir(parents=True)
+    (tmp_path / ".config" / "tpvpn" / "config.yaml").write_text("broken")
+    tmp_path.chmod(0o700)
+    user = ("setpriv", f"--reuid={NOBODY.pw_uid}", "--clear-groups", "--")
+    assert values(tpvpn(tmp_path, "config", "view", "--output", "json", under=user))["onConflict"][1] == "default"
 
 
 # -- plan by it --------------------------------------------------------------------------------------------------------

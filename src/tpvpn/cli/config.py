@@ -87,16 +87,18 @@ def _shown(account: pwd.struct_passwd | None) -> str:
 def _read(account: pwd.struct_passwd | None) -> bytes | None:
     """What is in the file, or enough to see that it is too large; None when there is none."""
     try:
-        # Not blocking: a FIFO in its place must not hold us.
-        with _rights_of(account), open(_path(account), "rb", opener=_open) as file:
-            return file.read(LIMIT + 1)
-    except FileNotFoundError:
-        return None
+        with _rights_of(account):
+            # Not to be seen either when HOME is still another user's, as setpriv leaves it: then it is not ours.
+            if not os.path.lexists(_path(account)):
+                return None
+            with open(_path(account), "rb", opener=_open) as file:
+                return file.read(LIMIT + 1)
     except OSError as error:
         raise UsageError(f"cannot read {_shown(account)}: {error.strerror}; make it a file that you can read") from None
 
 
 def _open(path: str, flags: int) -> int:
+    """Open without blocking: a FIFO in the file's place must not hold us."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
