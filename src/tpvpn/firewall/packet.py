@@ -18,6 +18,7 @@ from tpvpn.firewall.model import (
     MARK,
     NEW,
     OIFNAME,
+    UNTRACKED,
     Effect,
     Field,
     Hook,
@@ -151,8 +152,10 @@ class Packet:
             return found
 
     def apply(self, effect: Effect, sure: bool) -> None:
-        """A rule sets a field, or may do so."""
-        new = self.value(effect.operand) or Bits(0, 0, effect.field.length)
+        """A rule sets a field, to a value that there is, or may do so."""
+        if effect.field == CT_STATE and self._tracked:  # too late for notrack
+            return
+        new = self.value(effect.operand)
         if not sure and new != self._values.get(effect.field.name):
             new = Bits(0, 0, effect.field.length)
         self._values[effect.field.name] = new
@@ -191,7 +194,17 @@ class Packet:
                 return unknown
             kept = (1 << 8 * left) - 1
             return Bits(header.value & kept, header.known & kept, left).resized(field.length)
-        if field.name.startswith("ct ") and not self._tracked:
+        if field.name.startswith("ct "):
+            return self._connection(field, unknown)
+        return self._values.get(field.name, unknown)
+
+    def _connection(self, field: Field, unknown: Bits) -> Bits | None:
+        state = self._values[CT_STATE.name]
+        if state == _u32(UNTRACKED):
+            return state if field == CT_STATE else None
+        if state is None or not state.known:  # perhaps untracked
+            return unknown
+        if not self._tracked:
             return _u32(INVALID) if field == CT_STATE else None
         return self._values.get(field.name, unknown)
 

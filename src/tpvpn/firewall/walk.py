@@ -120,6 +120,8 @@ class _Walk:
                     return
                 if truth == MAYBE:
                     why |= _named(step.operand)
+            elif self._packet.value(step.operand) is None:
+                return
             else:
                 self._packet.apply(step, not doubts and not why)
         if isinstance(rule.verdict, VerdictMap):

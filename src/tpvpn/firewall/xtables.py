@@ -19,12 +19,13 @@ from tpvpn.firewall.model import (
     Operand,
     Ranges,
     Verdict,
+    constant,
     equals,
     plain,
     unreadable,
 )
 
-_U32 = struct.Struct("=I")
+_U16, _U32 = struct.Struct("=H"), struct.Struct("=I")
 _ALL = 0xFFFFFFFF
 
 
@@ -140,6 +141,8 @@ def target(name: str, revision: int, info: bytes) -> Effect | Verdict | None:
         return Effect(MARK, plain(MARK, Mask(_bytes_of(~mask & _ALL), _bytes_of(mark), 4)))
     if name == "CONNMARK" and revision in (1, 2):
         return _connmark(revision, info)
+    if name == "NOTRACK" or (name == "CT" and _U16.unpack_from(info)[0] & 1):  # XT_CT_NOTRACK
+        return Effect(CT_STATE, constant(_U32.pack(UNTRACKED)))
     return _ENDS.get(name)
 
 
