@@ -57,7 +57,8 @@ class Engine:
         async with contextlib.AsyncExitStack() as stack:
             changes = stack.enter_context(Changes())
             addresses = await resolve(self._settings.endpoint)
-            await self._router.look([(Prefix.host(one.partition("%")[0]), "the manager") for one in addresses])
+            dialled = [(Prefix.host(one.partition("%")[0]), "the manager") for one in addresses]
+            await self._router.look(self._settings.name, dialled)
             await stack.enter_async_context(self._helped())
             await self._router.look_closer(self._helper, self._claimed)
             stream, early = await self._reach_manager(stack, addresses)

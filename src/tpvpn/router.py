@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from tpvpn import report
+from tpvpn import report, rundir
 from tpvpn.dns.names import Names
 from tpvpn.errors import ManagerError, UsageError
 from tpvpn.helper.client import Claimed, HelperClient
@@ -70,22 +70,23 @@ class Router:
 
     # -- before anything is changed ------------------------------------------------------------------------------------
 
-    async def preview(self, device: str, table: int | None) -> Plan:
-        """What `connect` would do, as far as the rights of whoever asks go; `table` is that of a session that runs."""
+    async def preview(self, name: str) -> Plan:
+        """What `connect` would do for the session of this name, as far as the rights of whoever asks go."""
         await self._look_up()
         view, wanted = await read_view(), self._wanted()[0]
-        seen = look_privileged(spanned(wanted), device, ())
-        plan = self._make_plan(see(view, seen), table)
+        seen = look_privileged(spanned(wanted), rundir.device_name(name), ())
+        plan = self._make_plan(see(view, seen), rundir.table_of(name))
         return replace(plan, warnings=(*plan.warnings, *seen.obstacles))
 
-    async def look(self, dialled: Sequence[tuple[Prefix, str]]) -> None:
+    async def look(self, name: str, dialled: Sequence[tuple[Prefix, str]]) -> None:
         """Read the kernel's view and plan; ConflictError when the plan is to be refused.
 
         `dialled`: addresses that our own sockets use, each with what for: they are never taken.
         """
         self._dialled = tuple(dialled)
         await self._look_up()
-        self._accept(self._make_plan(await read_view(), None))
+        # Of a session of this name that runs nothing counts: it is refused for its name, not for its routes.
+        self._accept(self._make_plan(await read_view(), rundir.table_of(name)))
 
     async def _look_up(self) -> None:
         """Look the names up; UsageError when one that was typed is not found (one of a file may be a VPN's)."""

@@ -107,6 +107,12 @@ def read(name: str) -> Session | None:
         return None
 
 
+def table_of(name: str) -> int | None:
+    """The routing table of the session of this name, if it runs."""
+    session = read(name)
+    return session.table if session is not None and session.running else None
+
+
 def encode(session: Session) -> str:
     """The session as one line of JSON."""
     return json.dumps(asdict(session))

@@ -33,9 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tpvpn.report import as_json, as_text
     from tpvpn.router import Router
 
-    session = rundir.read(rundir.DEFAULT_NAME)
-    table = session.table if session is not None and session.running else None
-    plan = asyncio.run(Router(request, quiet).preview(rundir.device_name(rundir.DEFAULT_NAME), table))
+    plan = asyncio.run(Router(request, quiet).preview(rundir.DEFAULT_NAME))
     if arguments.output == "json":
         print(json.dumps(as_json(plan), indent=2))
     else:

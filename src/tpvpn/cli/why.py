@@ -72,18 +72,14 @@ async def _plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from tpvpn.report import as_json
     from tpvpn.router import Router
 
-    session = rundir.read(arguments.name)
-    running = session if session is not None and session.running else None
     if names_a_cluster(arguments):
-        router = Router(routing(arguments), quiet)
-        table = running.table if running else None
-        return as_json(await router.preview(rundir.device_name(arguments.name), table)), "the flags"
-    if running is None:
+        return as_json(await Router(routing(arguments), quiet).preview(arguments.name)), "the flags"
+    if rundir.table_of(arguments.name) is None:
         raise UsageError(
             f"no session {arguments.name} runs here, so the cluster's subnets are not known: give --service-cidr "
             "and/or --pod-cidr"
         )
-    return ask(running.directory, "status")["plan"], f"session {arguments.name}, which runs"
+    return ask(rundir.directory(arguments.name), "status")["plan"], f"session {arguments.name}, which runs"
 
 
 def _text(answer: dict[str, Any]) -> str:

@@ -215,7 +215,10 @@ def _has_terminal() -> bool:
 
 def become_user(uid: int, gid: int) -> None:
     """Give up root's rights for good: groups, then the group, then the user; the kernel drops every capability."""
-    account = pwd.getpwuid(uid)
+    try:
+        account = pwd.getpwuid(uid)
+    except KeyError:
+        raise PrivilegeError(f"there is no user {uid}, whom SUDO_UID names: start tpvpn by sudo as a user") from None
     os.initgroups(account.pw_name, gid)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -15,6 +15,8 @@ from tpvpn.route.verdict import Wanted
 POOLS = {4: Prefix.parse("246.128.0.0/9"), 6: Prefix.parse("fd74:7077::/32")}
 """Class E and a ULA, which neither clusters nor VPNs use; beside where clients' addresses are (proto/session)."""
 TRIES = 4096
+MOST = 64
+"""Subnets that a manager maps for one client (proto/config)."""
 
 
 class Mapper:
@@ -26,6 +28,7 @@ class Mapper:
         # Another session's, whether it yields to ours or not.
         taken += [one.prefix for one in view.routes if one.protocol == TPVPN_PROTOCOL and one.table != table]
         self._occupied = Space(prefix for prefix in taken if prefix.overlaps(POOLS[prefix.version]))
+        self._placed = 0
         self.exhausted: list[Prefix] = []
 
     def place(self, prefix: Prefix) -> Prefix | None:
@@ -34,11 +37,12 @@ class Mapper:
         count = 1 << (prefix.length - pool.length)
         digest = hashlib.sha256(f"{self._cluster} {prefix}".encode()).digest()
         first = int.from_bytes(digest[:8], "big") % count
-        for number in range(min(count, TRIES)):
+        for number in range(min(count, TRIES) if self._placed < MOST else 0):
             network = pool.network + ((first + number) % count) * prefix.size
             virtual = Prefix(prefix.version, network, prefix.length)
             if not self._occupied.overlaps(virtual):
                 self._occupied |= Space([virtual])
+                self._placed += 1
                 return virtual
         self.exhausted.append(prefix)
         return None
@@ -46,7 +50,7 @@ class Mapper:
     def warnings(self) -> list[str]:
         """A word on each subnet without a place."""
         return [
-            f"{prefix} has no virtual subnet: private routes occupy {POOLS[prefix.version]}, where those are; "
-            "allow the subnet, or give --on-conflict skip or hosts"
+            f"{prefix} has no virtual subnet: there are at most {MOST}, in {POOLS[prefix.version]}, where private routes "
+            "leave no room; allow the subnet, or give --on-conflict skip or hosts"
             for prefix in self.exhausted
         ]
