@@ -11,9 +11,6 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import dns.asyncresolver
-import dns.exception
-
 from tpvpn.route.prefix import Prefix
 
 LEAST, UNKNOWN, MOST = 5.0, 30.0, 3600.0
@@ -92,6 +89,9 @@ async def _from_system(name: str) -> set[str]:
 
 
 async def _from_dns(name: str, kind: str) -> tuple[set[str], float]:
+    import dns.asyncresolver  # only who has names waits for it
+    import dns.exception
+
     try:
         # A new resolver each time: a VPN may have changed resolv.conf since.
         answer = await dns.asyncresolver.Resolver().resolve(name, kind, search=True, lifetime=PATIENCE)

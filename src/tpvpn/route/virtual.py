@@ -50,7 +50,7 @@ class Mapper:
     def warnings(self) -> list[str]:
         """A word on each subnet without a place."""
         return [
-            f"{prefix} has no virtual subnet: there are at most {MOST}, in {POOLS[prefix.version]}, where private routes "
-            "leave no room; allow the subnet, or give --on-conflict skip or hosts"
+            f"{prefix} has no virtual subnet: there are {MOST} at most, in {POOLS[prefix.version]}, where private "
+            "routes leave no room; allow the subnet, or give --on-conflict skip or hosts"
             for prefix in self.exhausted
         ]
