@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tpvpn import rundir
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.lab.openvpn import OpenVpn
 from tpvpn.lab.processes import Processes
@@ -128,6 +129,7 @@ class Lab:
         self._processes.end()
         for where in WHERE:
             if self.netns(where).exists():
+                self._forget_sessions(where)
                 _call(["ip", "netns", "delete", self.namespace(where)])
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
@@ -147,6 +149,7 @@ class Lab:
         self.token_file.write_text(f"lab: {os.urandom(32).hex()}\n")
         for where in WHERE:
             _call(["ip", "netns", "add", self.namespace(where)])
+            self._forget_sessions(where)
             self._set_switches(where)
         self._apply(batches(self.options["vpn"], self.options["ipv6"]))
         program = self._vpn_program()
@@ -162,6 +165,10 @@ class Lab:
         if self.options["vpn"] != "none":
             self.vpn_up()
         self._state.write_text(json.dumps({"options": self.options}))
+
+    def _forget_sessions(self, where: Where) -> None:
+        """Remove what killed sessions wrote down: the namespace is new, or about to go and its number with it."""
+        shutil.rmtree(rundir.base() / str(self.netns(where).stat().st_ino), ignore_errors=True)
 
     def _apply(self, stages: list[tuple[Where, str]]) -> None:
         names = {where: self.namespace(where) for where in WHERE}
