@@ -217,6 +217,19 @@ def test_nexthop_objects_are_resolved_where_the_kernel_gives_their_number_alone(
     assert routes["10.11.0.0/16"].nexthops == (Nexthop("v0", "192.0.2.70", 2), Nexthop("v0", "192.0.2.80", 5))
 
 
+def test_routes_by_a_device_without_carrier(namespace: Namespace) -> None:
+    """The kernel chooses them or not, as it was told; `lookup` says the same."""
+    namespace.sh(
+        "ip link set lo up; ip link add v0 type veth peer name v1; ip link set v0 up\n"
+        "ip address add 192.0.2.1/24 dev v0; ip route add 10.0.0.0/8 dev v0; ip route add 10.0.0.0/7 dev lo"
+    )
+    for ignored, device in ((0, "v0"), (1, "lo")):
+        namespace.sh(f"sysctl -qw net.ipv4.conf.v0.ignore_routes_with_linkdown={ignored}")
+        view, (answer,) = namespace.read("10.1.2.3")
+        route = view.lookup("10.1.2.3").route
+        assert answer and route and answer.device == route.device == device
+
+
 def test_ipv6_switched_off(namespace: Namespace) -> None:
     namespace.sh("ip link set lo up; sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
     view, (answer,) = namespace.read("fd00::1")

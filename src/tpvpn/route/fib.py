@@ -35,6 +35,8 @@ class Link:
     up: bool = True
     carrier: bool = True
     """False: the kernel marks its routes `linkdown` (an idle docker bridge)."""
+    ignored: tuple[int, ...] = ()
+    """IP versions whose `linkdown` routes by this device the kernel passes over (ignore_routes_with_linkdown is 1)."""
     loopback: bool = False
     holder: str | None = None
     """The program that has the TUN or TAP open ("openvpn"), where that may be seen."""
@@ -220,9 +222,13 @@ class View:
                 return Answer(rule)
         return Answer()
 
-    def usable(self, nexthop: Nexthop) -> bool:
-        """Whether the kernel may send by it; without carrier it still does (ignore_routes_with_linkdown is 0)."""
-        return all(link.up for link in self.links if link.name == nexthop.device)
+    def usable(self, nexthop: Nexthop, version: int) -> bool:
+        """Whether the kernel may send by it; without carrier it does, unless it was told to ignore such routes."""
+        return all(
+            link.up and (link.carrier or version not in link.ignored)
+            for link in self.links
+            if link.name == nexthop.device
+        )
 
     def _find(self, number: int, packet: Packet) -> Route | None:
         """The route of a table that decides, None when none does or it says `throw`."""
@@ -232,7 +238,11 @@ class View:
         for route in candidates(table, packet.destination):
             if route.kind == "throw":
                 return None
-            usable = (hop for hop in route.nexthops if packet.oif in (None, hop.device) and self.usable(hop))
+            usable = (
+                hop
+                for hop in route.nexthops
+                if packet.oif in (None, hop.device) and self.usable(hop, route.prefix.version)
+            )
             if route.kind not in DELIVERING or not route.nexthops or any(usable):
                 return route
         return None

@@ -192,14 +192,25 @@ def _prefix(address: str | None, length: int) -> Prefix | None:
 
 def _link(message: Any) -> Link:
     info: Any = message.get_attr("IFLA_LINKINFO")
+    name: str = message.get_attr("IFLA_IFNAME")
+    carrier = bool(message.get_attr("IFLA_CARRIER"))
     return Link(
         index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        name=name,
         kind=info.get_attr("IFLA_INFO_KIND") if info else None,
         up=bool(message["flags"] & _IFF_UP),
-        carrier=bool(message.get_attr("IFLA_CARRIER")),
+        carrier=carrier,
+        ignored=() if carrier else tuple(version for version in FAMILIES if _ignores(name, version)),
         loopback=bool(message["flags"] & _IFF_LOOPBACK),
     )
+
+
+def _ignores(device: str, version: int) -> bool:
+    """Whether routes of this version by a device without carrier are passed over (ip-sysctl.rst)."""
+    try:
+        return Path(f"/proc/sys/net/ipv{version}/conf/{device}/ignore_routes_with_linkdown").read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 def _address(message: Any, devices: Devices) -> Address | None:
