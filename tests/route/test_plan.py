@@ -103,7 +103,7 @@ def test_parts_of_a_subnet(data: st.DataObject, version: int) -> None:
     view = data.draw(views(version))
     wanted, policy = data.draw(questions(version))
     plan = make_plan(view, wanted, policy, TABLE)
-    assert plan.ok == (policy.on_conflict != "fail" or all(s.verdict != "conflict" for s in plan.subnets))
+    assert plan.ok == (policy.on_conflict in ("skip", "hosts") or all(s.verdict != "conflict" for s in plan.subnets))
     assert bool(plan.fixes) == any(s.remaining for s in plan.subnets)
     for subnet in plan.subnets:
         whole = Space([subnet.wanted.prefix])
@@ -216,6 +216,8 @@ def test_two_sessions_leave_each_other_alone() -> None:
         "--pod-cidr 0.0.0.0/0", "--pod-cidr ::/0", "--also-proxy ::1", "--also-proxy fe80::/64", "--also-proxy ff02::1",
         "--also-proxy 198.51.100.0/24 --never-proxy 198.51.100.0/24", "--pod-cidr 10.132.0.1/16", "--never-proxy x",
         "--allow-conflicting-subnets 10.1.0.0/8", "--also-proxy 10.1.0.0/16,,10.2.0.0/16",
+        "--pod-cidr 10.0.0.0/8 --on-conflict virtual", "--pod-cidr fd00::/8 --virtual pod", "--host 10.130.0.1",
+        "--on-conflict hosts", "--on-conflict hosts --host 10.130.0.0/24", "--virtual 10.131.0.0/16", "--virtual pod",
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(command: str) -> None:

@@ -358,7 +358,9 @@ print(min(took))
     batch = "; ".join(f"ip route add 172.30.{number}.0/24 dev eth0" for number in range(40))
     laptop.sh(batch)
     try:
-        assert float(laptop.sh('exec "$1" -c "$2"', sys.executable, script)) < 0.15
+        took = float(laptop.sh('exec "$1" -c "$2"', sys.executable, script))
+        print(f"a plan of 50 routes took {1000 * took:.0f} ms of CPU")
+        assert took < 0.15
     finally:
         laptop.sh(batch.replace(" add ", " delete "))
 

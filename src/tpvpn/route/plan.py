@@ -34,9 +34,7 @@ def make_plan(view: View, wanted: Sequence[Wanted], policy: Policy, table: int |
     thrown = throws(subnets, never)
     shown = (*policy.never, *(one for one in own if one[0] in thrown))
     return Plan(
-        ok=all(subnet.verdict != "conflict" for subnet in subnets)
-        or policy.on_conflict in ("skip", "hosts")
-        or (policy.on_conflict == "virtual" and not mapper.exhausted),
+        ok=policy.on_conflict in ("skip", "hosts") or all(subnet.verdict != "conflict" for subnet in subnets),
         subnets=subnets,
         throws=thrown,
         never_proxy=tuple(NeverProxy(prefix, reason, str(before.lookup(prefix))) for prefix, reason in shown),
