@@ -9,16 +9,17 @@ Needs CAP_NET_ADMIN, /dev/net/tun and nf_tables, and starts no program.
 
 import contextlib
 import errno
-import ipaddress
 import itertools
 import os
 import socket
 import stat
 from collections.abc import Callable, Generator, Sequence
 
-from tpvpn.errors import ManagerError, PrivilegeError, TpvpnError, UsageError
+from tpvpn.errors import PrivilegeError, TpvpnError
+from tpvpn.link import Link
 from tpvpn.manager.addresses import AddressPool
 from tpvpn.manager.forwarding import Forwarding, ipv6_present, ways_out
+from tpvpn.manager.policy import NEVER, check_carried, destination
 from tpvpn.netlink import RouteSocket
 from tpvpn.nfnetlink import (
     ACCEPT,
@@ -40,8 +41,10 @@ from tpvpn.nfnetlink import (
     saddr,
 )
 from tpvpn.proto.config import Pair
-from tpvpn.proto.session import SPACE4, SPACE6, VIRTUAL4, VIRTUAL6
+from tpvpn.proto.session import SPACE4, SPACE6
+from tpvpn.pump import OwnAddress, Pump
 from tpvpn.tun import CLONE_DEVICE, Tun, open_tun
+from tpvpn.wire.vnet import Offload
 
 _NAME = "tpvpn-s"
 _PROTOCOL = 116  # rtm_protocol of every route of ours, as in route/fib
@@ -50,39 +53,34 @@ _REMEDY = (
     "in Docker: --cap-add NET_ADMIN --device /dev/net/tun; in Kubernetes: securityContext.capabilities.add: [NET_ADMIN]"
 )
 
-_NEVER = [
-    ipaddress.ip_network(text)
-    for text in (
-        # This network, loopback, link-local with the cloud's metadata service, multicast, broadcast.
-        *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"),
-        *("::/128", "::1/128", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
-        # The metadata services that EC2 and Google Cloud have on IPv6.
-        *("fd00:ec2::254/128", "fd20:ce::254/128"),
-        # Ours: other sessions, and virtual subnets that are not mapped.
-        *(str(space) for space in (SPACE4, SPACE6, VIRTUAL4, VIRTUAL6)),
-    )
-]
-"""What no session may reach unless a --destination names it."""
-
 _COUNTERS = ("between_sessions", "inbound", "invalid", "destination", "manager", "transit")
 
 
 class ExitSession:
     """A session's place at the exit: its TUN, and the addresses that lead to it (None: the family is not carried)."""
 
-    def __init__(self, tun: Tun, ipv4: str | None, ipv6: str | None, release: Callable[[], None]) -> None:
+    def __init__(
+        self, tun: Tun, ipv4: str | None, ipv6: str | None, release: Callable[[], None], *, offload: bool
+    ) -> None:
         self.tun, self.ipv4, self.ipv6, self._release = tun, ipv4, ipv6, release
+        self._offload = offload
         self._virtual: Table | None = None
+
+    def agree(self, offloads: Offload) -> Offload:
+        """Keep to those of these offloads that the kernel has; which they are. OSError when it refuses."""
+        self.tun.set_offloads(self.tun.offloads & offloads)
+        return self.tun.offloads
+
+    def attach(self, link: Link, on_frame: Callable[[int, bytes], None]) -> Pump:
+        """What carries packets between the session's TUN and its link."""
+        return Pump(self.tun, link, OwnAddress("source", self.ipv4, self.ipv6), on_frame, offload=self._offload)
 
     def set_virtual(self, pairs: Sequence[Pair]) -> None:
         """Map these virtual subnets and no others, 1:1; flows that are open keep what they began with.
 
         Errors, with nothing changed: ManagerError for a family that is not carried, TpvpnError when the kernel refuses.
         """
-        own = {4: self.ipv4, 6: self.ipv6}
-        for virtual, _ in pairs:
-            if own[virtual.version] is None:
-                raise ManagerError(f"{virtual} cannot be mapped: this manager carries no IPv{virtual.version}")
+        check_carried(pairs, [version for version, own in ((4, self.ipv4), (6, self.ipv6)) if own])
         device = iifname(self.tun.name)
         rules = tuple((device, daddr(virtual), netmap(real)) for virtual, real in pairs)
         # The policy's hook, forward, comes after this one and judges the real address.
@@ -110,15 +108,17 @@ class ExitSession:
 class KernelExit:
     """The way out for all sessions of this manager.
 
-    `destinations`: CIDRs that sessions may reach; none means everything but `_NEVER`. `queue_length`: packets that wait
-    in a session's TUN. `identity`: what the block of addresses is chosen by; the host's name by default. UsageError for
-    a malformed CIDR.
+    `destinations`: CIDRs that sessions may reach; none means everything but `policy.NEVER`. `queue_length`: packets that
+    wait in a session's TUN. `identity`: what the block of addresses is chosen by; the host's name by default. UsageError
+    for a malformed CIDR.
     """
+
+    kind = "kernel"
 
     def __init__(
         self, *, destinations: Sequence[str] = (), queue_length: int = _QUEUE_LENGTH, identity: str | None = None
     ) -> None:
-        self._destinations = [_network(text) for text in destinations]
+        self._destinations = [destination(text) for text in destinations]
         self._queue_length = queue_length
         identity = identity or socket.gethostname()
         self._pools = {4: AddressPool(SPACE4, identity), 6: AddressPool(SPACE6, identity)}
@@ -165,6 +165,10 @@ class KernelExit:
         """Remove the table and put forwarding back; sessions are closed by those who hold them."""
         self._open.close()
 
+    def facts(self) -> dict[str, object]:
+        """Nothing that a client must know: what the kernel carries is all there is."""
+        return {}
+
     def counters(self) -> dict[str, int]:
         """Packets dropped so far, by reason."""
         return {f"dropped_{name}": packets for name, packets in self._table.counters().items()}
@@ -186,7 +190,7 @@ class KernelExit:
                 undo_tun.callback(tun.close)
                 self._connect(name, [address for address in addresses.values() if address])
                 undo_tun.pop_all()
-            return ExitSession(tun, addresses[4], addresses[6], undo.pop_all().close)
+            return ExitSession(tun, addresses[4], addresses[6], undo.pop_all().close, offload=offload)
 
     def _connect(self, name: str, addresses: list[str]) -> None:
         index = socket.if_nametoindex(name)
@@ -205,7 +209,7 @@ def _chains(destinations: Sequence[Network], transit: Sequence[tuple[Expression,
     if destinations:
         policy = [*((from_session, daddr(network), ACCEPT) for network in destinations), excluded]
     else:
-        policy = [*((from_session, daddr(network), *excluded[1:]) for network in _NEVER), (from_session, ACCEPT)]
+        policy = [*((from_session, daddr(network), *excluded[1:]) for network in NEVER), (from_session, ACCEPT)]
     forward = (
         (from_session, to_session, counter("between_sessions"), DROP),
         (from_session, answers, ACCEPT),
@@ -224,13 +228,6 @@ def _chains(destinations: Sequence[Network], transit: Sequence[tuple[Expression,
         Chain("forward", forward),
         Chain("postrouting", masquerade, kind="nat", priority=SRCNAT),
     )
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise UsageError(f"--destination {text}: {error}; write it as 10.130.0.0/16") from error
 
 
 def _make_clone_device() -> None:

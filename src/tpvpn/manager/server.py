@@ -24,6 +24,7 @@ from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
 from tpvpn.transport.tcp import fit_to_path, tune
 from tpvpn.transport.upgrade import MAX_HEAD, PATH
 from tpvpn.wire import frame, vnet
+from tpvpn.wire.vnet import Offload
 
 log = logging.getLogger("tpvpn.manager")
 
@@ -37,6 +38,11 @@ class Exit(Protocol):
     """How packets leave: the kernel's forwarding, or sockets."""
 
     @property
+    def kind(self) -> str:
+        """Its name on the wire."""
+        ...
+
+    @property
     def families(self) -> dict[int, bool]:
         """Which IP versions it carries."""
         ...
@@ -44,6 +50,10 @@ class Exit(Protocol):
     @property
     def mtu(self) -> int: ...
     def add_session(self, wanted4: str | None, wanted6: str | None, *, offload: bool) -> Place: ...
+    def facts(self) -> dict[str, object]:
+        """What a client should know of how packets leave."""
+        ...
+
     def counters(self) -> dict[str, int]: ...
 
 
@@ -195,7 +205,7 @@ class Server:
         decoder.receive(early)
         try:
             offer = handshake.receive(await _control_frame(stream, decoder))
-            place = self._place(offer)
+            place, offloads = self._place(offer)
         except RefusedError as error:
             self.counted.unauthenticated += 1
             await self._send_error(stream, "the token is not one of this manager's: check --token-file")
@@ -203,10 +213,10 @@ class Server:
         except TpvpnError as error:
             await self._send_error(stream, str(error))
             raise
-        session = Session(secrets.token_hex(8), handshake.user, place, offload=bool(offer.offloads))
+        session = Session(secrets.token_hex(8), handshake.user, place)
         self.sessions[session.name] = session
         try:
-            await stream.send_all(frame.encode(frame.CONTROL, handshake.welcome(self._terms(session))))
+            await stream.send_all(frame.encode(frame.CONTROL, handshake.welcome(self._terms(session, offloads))))
         except BaseException:
             self._forget(session)
             raise
@@ -218,29 +228,28 @@ class Server:
         with contextlib.suppress(OSError):
             await stream.send_all(frame.encode(frame.CONTROL, message.encode("error", message=text)))
 
-    def _place(self, offer: Offer) -> Place:
+    def _place(self, offer: Offer) -> tuple[Place, Offload]:
         """Make room for a session at the exit, with the offloads that both ends have."""
         if len(self.sessions) >= MAX_SESSIONS:
             raise ManagerError(f"this manager is full: it has {MAX_SESSIONS} sessions")
         place = self.exit.add_session(offer.ipv4, offer.ipv6, offload=bool(offer.offloads))
         try:
-            place.tun.set_offloads(place.tun.offloads & vnet.from_names(offer.offloads))
+            return place, place.agree(vnet.from_names(offer.offloads))
         except OSError:
             place.close()
             raise
-        return place
 
-    def _terms(self, session: Session) -> Terms:
-        place = session.place
+    def _terms(self, session: Session, offloads: Offload) -> Terms:
+        place, families = session.place, self.exit.families.items()
         return Terms(
             session=session.name,
             ipv4=place.ipv4,
             ipv6=place.ipv6,
             mtu=self.exit.mtu,
-            offloads=vnet.names(place.tun.offloads),
-            exit={f"ipv{version}": "kernel" if carried else None for version, carried in self.exit.families.items()},
+            offloads=vnet.names(offloads),
+            exit={f"ipv{version}": self.exit.kind if carried else None for version, carried in families},
             pod=socket.gethostname(),
-            facts=_facts(),
+            facts=_facts() | self.exit.facts(),
         )
 
 

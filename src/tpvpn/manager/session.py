@@ -1,4 +1,4 @@
-"""One client's session at the manager: its link and its pump, on a place at the exit.
+"""One client's session at the manager: its link and what carries its packets, on a place at the exit.
 
 It knows nothing of how the client was authenticated, nor of other sessions. What its client has changed at the exit
 costs the process time that is everybody's: only the latest change waits, as long as the one before it makes it.
@@ -6,49 +6,63 @@ costs the process time that is everybody's: only the latest change waits, as lon
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from tpvpn.errors import ProtocolError, TpvpnError
 from tpvpn.link import Link
 from tpvpn.proto import config, message
-from tpvpn.pump import Counters, OwnAddress, Pump
+from tpvpn.pump import Counters
 from tpvpn.transport.stream import Stream
-from tpvpn.tun import Tun
 from tpvpn.wire import frame
+from tpvpn.wire.vnet import Offload
 
 REST = 9
 """How many times as long as a change took the session rests from changes: they have a tenth of the time at most."""
 
 
-class Place(Protocol):
-    """What an exit gives a session: a TUN of its own, and the addresses that lead to it."""
+class Carrier(Protocol):
+    """Carries a session's packets between its link and the cluster, from `start()` to `stop()`."""
 
     @property
-    def tun(self) -> Tun: ...
+    def counters(self) -> Counters: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Place(Protocol):
+    """What an exit gives a session: addresses of its own, and what carries the packets from and to them."""
+
     @property
     def ipv4(self) -> str | None: ...
     @property
     def ipv6(self) -> str | None: ...
+    def agree(self, offloads: Offload) -> Offload:
+        """Keep to those of the client's offloads that the exit has too; which they are."""
+        ...
+
+    def attach(self, link: Link, on_frame: Callable[[int, bytes], None]) -> Carrier:
+        """What takes the link over when it is started; `on_frame(kind, payload)` gets all that is not a packet."""
+        ...
+
     def set_virtual(self, pairs: Sequence[config.Pair]) -> None:
         """Map these virtual subnets and no others, for new flows; a TpvpnError says why nothing changed."""
         ...
 
     def close(self) -> None:
-        """Give device and addresses back."""
+        """Give the addresses back, with all that leads to them."""
         ...
 
 
 class Session:
     """Runs until its link is lost, its client says goodbye, or this end does."""
 
-    def __init__(self, name: str, user: str, place: Place, *, offload: bool) -> None:
+    def __init__(self, name: str, user: str, place: Place) -> None:
         self.name, self.user, self.place = name, user, place
         self.counters = Counters()
-        self._offload = offload
         self._link: Link | None = None
-        self._pump: Pump | None = None
+        self._carrier: Carrier | None = None
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._change: tuple[int, Sequence[tuple[str, str]]] | None = None
@@ -58,22 +72,21 @@ class Session:
     async def run(self, stream: Stream, early: bytes) -> str:
         """Carry packets until the session ends; why it ended, in words for the log."""
         link = self._link = Link(stream, self._on_lost, early)
-        own = OwnAddress("source", self.place.ipv4, self.place.ipv6)
-        pump = self._pump = Pump(self.place.tun, link, own, self._on_frame, offload=self._offload)
-        self.counters = pump.counters
-        pump.start()
+        carrier = self._carrier = self.place.attach(link, self._on_frame)
+        self.counters = carrier.counters
+        carrier.start()
         try:
             return await self._ended
         finally:
             if self._changing:
                 self._changing.cancel()
-            pump.stop()
+            carrier.stop()
             link.close()
 
     def say_goodbye(self, reason: str) -> None:
         """Tell the client that the session ends, and end it as soon as the connection has taken that."""
-        if self._link and self._pump:
-            self._pump.stop()
+        if self._link and self._carrier:
+            self._carrier.stop()
             self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason))
             if self._link.congested:
                 self._link.on_drained = partial(self._end, reason)
