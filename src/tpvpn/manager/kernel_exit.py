@@ -108,9 +108,9 @@ class ExitSession:
 class KernelExit:
     """The way out for all sessions of this manager.
 
-    `destinations`: CIDRs that sessions may reach; none means everything but `policy.NEVER`. `queue_length`: packets that
-    wait in a session's TUN. `identity`: what the block of addresses is chosen by; the host's name by default. UsageError
-    for a malformed CIDR.
+    `destinations`: CIDRs that sessions may reach; none means everything but `policy.NEVER`. `queue_length`: packets
+    that wait in a session's TUN. `identity`: what the block of addresses is chosen by; the host's name by default.
+    UsageError for a malformed CIDR.
     """
 
     kind = "kernel"
