@@ -31,7 +31,8 @@ from tpvpn.wire import frame, vnet
 
 _HEADER = frame.HEADER_LENGTH
 _SLOT = _HEADER + vnet.HEADER_LENGTH + 65_535
-_MAX_PACKET = vnet.HEADER_LENGTH + 65_535
+MAX_PACKET = vnet.HEADER_LENGTH + 65_535
+"""Bytes of a packet frame's payload; its header is then below this too, since kind PACKET is 0."""
 BATCH_BYTES = 1 << 19
 """A queue is read until this much is there: more adds delay for whatever comes next, but no throughput."""
 BATCH_PACKETS = 64
@@ -149,11 +150,11 @@ class Pump:
         while end - at >= _HEADER:
             word, version, protocol, address = peek(buffer, at)
             following = at + _HEADER + (word & 0xFFFFFF)
-            if word > _MAX_PACKET:
-                self._on_other(word, buffer, at, end)
+            if word > MAX_PACKET:
+                hand_on(word, buffer, at, end, self._on_frame)
             if following > end:
                 break
-            if word <= _MAX_PACKET:
+            if word <= MAX_PACKET:
                 if version >= 0x60:
                     protocol = buffer[self._at_ip + at + 6]  # RFC 8200 section 3: next header
                     address = own4 if view[at + at6 : at + at6 + 16] == own6 else None
@@ -171,9 +172,10 @@ class Pump:
         self.counters.received_bytes += at - start
         return at
 
-    def _on_other(self, word: int, buffer: Memory, at: int, end: int) -> None:
-        """A frame that is not a packet: refuse it when it is too long, hand it on when it is whole."""
-        kind, length = word >> 24, word & 0xFFFFFF
-        frame.check_length(kind, length, _MAX_PACKET if kind == frame.PACKET else frame.MAX_PAYLOAD)
-        if end - at >= _HEADER + length:
-            self._on_frame(kind, bytes(buffer[at + _HEADER : at + _HEADER + length]))
+
+def hand_on(word: int, buffer: Memory, at: int, end: int, on_frame: Callable[[int, bytes], None]) -> None:
+    """A frame that is not a packet: refuse it when it is too long, hand it on when it is whole."""
+    kind, length = word >> 24, word & 0xFFFFFF
+    frame.check_length(kind, length, MAX_PACKET if kind == frame.PACKET else frame.MAX_PAYLOAD)
+    if end - at >= _HEADER + length:
+        on_frame(kind, bytes(buffer[at + _HEADER : at + _HEADER + length]))

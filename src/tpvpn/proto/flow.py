@@ -1,0 +1,144 @@
+"""Flows of a session at the socket exit: how many there may be, how fast new ones come, and when each has its turn.
+
+Pure: `now` (seconds, never going back) is an argument. It knows nothing of packets or sockets; a flow is whatever the
+owner keeps under a key. Three values:
+- `Pool`, one for all sessions: flows and bytes. A session may have as many flows as are free (Choudhury and Hahne's
+  dynamic threshold), so one alone gets half of all, two a third each, and a newcomer always finds room.
+- `FlowTable`, one a session: its flows by key, with a bucket for the rate of new ones and a limit on those half open.
+- `Timers`: the times at which flows want to be called. A time that moves on, as an idle timeout does with each packet,
+  is one attribute set: the heap is looked at only when the earlier time has come.
+"""
+
+import enum
+import heapq
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Flow = TypeVar("Flow")
+
+
+class Refusal(enum.Enum):
+    """Why a flow was not admitted; the values are the names of counters."""
+
+    TOO_MANY = "flows"
+    TOO_FAST = "flow_rate"
+    HALF_OPEN = "half_open"
+
+
+class Bucket:
+    """A token bucket: `burst` at once, then `rate` a second."""
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_when")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate, self._burst, self._tokens, self._when = rate, burst, burst, now
+
+    def take(self, now: float) -> bool:
+        """Whether there is a token; it is taken."""
+        self._tokens = min(self._burst, self._tokens + (now - self._when) * self._rate)
+        self._when = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Pool:
+    """What all sessions share: at most `flows` of them, and `memory` bytes in their buffers."""
+
+    __slots__ = ("_free", "_memory", "used")
+
+    def __init__(self, flows: int, memory: int) -> None:
+        self._free, self._memory = flows, memory
+        self.used = 0
+        """Bytes in buffers; their owners count them."""
+
+    @property
+    def is_full(self) -> bool:
+        """No buffer may grow."""
+        return self.used >= self._memory
+
+    def take(self, have: int) -> bool:
+        """One more flow for a session that has `have`."""
+        if have >= self._free:
+            return False
+        self._free -= 1
+        return True
+
+    def give_back(self) -> None:
+        """A flow has ended."""
+        self._free += 1
+
+
+class FlowTable(Generic[Key, Flow]):
+    """The flows of one session."""
+
+    def __init__(self, pool: Pool, now: float, *, rate: float, burst: float, half_open: int) -> None:
+        self.flows: dict[Key, Flow] = {}
+        self.get = self.flows.get
+        self.half_open = 0
+        """Flows whose other end has not answered yet; their owners count them."""
+        self._pool, self._most_half_open = pool, half_open
+        self._bucket = Bucket(rate, burst, now)
+
+    def refusal(self, now: float, *, half_open: bool) -> Refusal | None:
+        """None when a flow may begin, and then `add` it; `half_open`: its other end must answer first."""
+        if half_open and self.half_open >= self._most_half_open:
+            return Refusal.HALF_OPEN
+        if not self._bucket.take(now):
+            return Refusal.TOO_FAST
+        return None if self._pool.take(len(self.flows)) else Refusal.TOO_MANY
+
+    def add(self, key: Key, flow: Flow) -> None:
+        """A flow that `refusal` had nothing against."""
+        self.flows[key] = flow
+
+    def remove(self, key: Key, flow: Flow) -> None:
+        """It has ended; another one may have its key by now."""
+        if self.flows.get(key) is flow:
+            del self.flows[key]
+        self._pool.give_back()
+
+
+class Timed:
+    """What can be scheduled; `queued` belongs to `Timers`."""
+
+    due: float | None = None
+    queued: float | None = None
+
+
+Item = TypeVar("Item", bound=Timed)
+
+
+class Timers(Generic[Item]):
+    """Items by the time at which they are due."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Item]] = []
+        self._count = 0
+
+    def schedule(self, item: Item, due: float | None) -> None:
+        """It is due then and at no other time. One that is only moved on may have its `due` set instead."""
+        item.due = due
+        if due is not None and (item.queued is None or due < item.queued):
+            item.queued = due
+            self._count += 1
+            heapq.heappush(self._heap, (due, self._count, item))
+
+    def next(self) -> float | None:
+        """When to look again; perhaps nothing is due then."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> Iterator[Item]:
+        """Those whose time has come, each once; they are scheduled no more."""
+        while self._heap and self._heap[0][0] <= now:
+            queued, _, item = heapq.heappop(self._heap)
+            if queued != item.queued:
+                continue  # an earlier time took its place
+            item.queued = None
+            if item.due is not None and item.due > now:
+                self.schedule(item, item.due)
+            elif item.due is not None:
+                item.due = None
+                yield item
