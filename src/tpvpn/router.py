@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tpvpn import report, rundir
 from tpvpn.dns.names import Names
-from tpvpn.errors import ManagerError, UsageError
+from tpvpn.errors import UsageError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.privileged import Seen
 from tpvpn.privileged import look as look_privileged
@@ -130,12 +130,6 @@ class Router:
         Errors: ConflictError when something came in the way meanwhile, ManagerError when it maps no subnets.
         """
         self._terms, self._set_virtual = terms, set_virtual
-        policy = self._request.policy
-        if (policy.virtual or policy.on_conflict == "virtual") and set(terms.exit.values()) - {None, "kernel"}:
-            raise ManagerError(
-                "virtual subnets need a manager with the kernel exit, and this one has another: give --on-conflict "
-                "skip or hosts, or let the manager have NET_ADMIN"
-            )
         view, plan = await self._plan_now()
         self._accept(plan)
         self.plan = Plan(True, ())  # nothing of it is routed yet

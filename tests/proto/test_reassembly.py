@@ -1,5 +1,6 @@
 """Fragments put together again: whatever way a packet was cut and shuffled, and what is not a packet."""
 
+import itertools
 import random
 
 import pytest
@@ -29,7 +30,7 @@ def piece(addresses: tuple[bytes, bytes], data: bytes, start: int, end: int, *, 
 
 def cut(addresses: tuple[bytes, bytes], data: bytes, edges: list[int], **fields: int) -> list[ip.Packet]:
     bounds = sorted({0, len(data), *(edge * 8 for edge in edges if 0 < edge * 8 < len(data))})
-    return [piece(addresses, data, *pair, **fields) for pair in zip(bounds, bounds[1:], strict=False)]
+    return [piece(addresses, data, *pair, **fields) for pair in itertools.pairwise(bounds)]
 
 
 @pytest.mark.parametrize("addresses", [FOUR, SIX])

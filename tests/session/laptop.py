@@ -39,6 +39,8 @@ CLUSTER4, CLUSTER6 = (*SERVICES, *PODS), (*SERVICES6, *PODS6)
 CLUSTER = (*CLUSTER4, *CLUSTER6)
 VPN = (*VPN_HOSTS, *VPN_HOSTS6)
 
+EXIT = ("--exit", os.environ.get("TPVPN_TEST_EXIT", "kernel"))
+"""The manager's exit: `TPVPN_TEST_EXIT=socket` tries every session with that."""
 PATIENCE = 10.0
 STATE = """
 echo rules; ip rule; ip -6 rule
@@ -199,7 +201,7 @@ _labs = itertools.count()
 def lab_with_manager(vpn: Vpn = "routes", *, ipv6: bool = True, forwarding: bool = True) -> Generator[Laptop]:
     """The laptop of a new lab with a manager on its node."""
     with Lab(f"tvs{os.getpid()}n{next(_labs)}", vpn=vpn, ipv6=ipv6, forwarding=forwarding) as lab:
-        lab.start_manager()
+        lab.start_manager(*EXIT)
         laptop = Laptop(lab)
         laptop.settle()
         yield laptop

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from laptop import CLUSTER, VPN, Laptop, Session
+from laptop import CLUSTER, EXIT, VPN, Laptop, Session
 
 from peers import eventually
 from tpvpn.control import ask
@@ -122,7 +122,7 @@ def test_the_manager(laptop: Laptop, before: str) -> None:
             assert laptop.state() == before
             laptop.reaches("vpn", VPN)
         finally:
-            laptop.lab.start_manager()
+            laptop.lab.start_manager(*EXIT)
 
 
 def test_fifty_sessions_leave_the_laptop_as_it_was(laptop: Laptop) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from laptop import ALLOWED, CLUSTER, CLUSTER4, CLUSTER6, VPN, Laptop, lab_with_manager
+from laptop import ALLOWED, CLUSTER, CLUSTER4, CLUSTER6, EXIT, VPN, Laptop, lab_with_manager
 
 from peers import eventually
 from pod import run
@@ -58,7 +58,7 @@ def test_a_manager_without_ipv6() -> None:
     """What it does not carry stays where it is."""
     with Lab(f"tv{os.getpid()}six") as lab:
         lab.sysctl("node", "net/ipv6/conf/all/disable_ipv6", 1)
-        lab.start_manager()
+        lab.start_manager(*EXIT)
         laptop = Laptop(lab)
         with laptop.connected():
             laptop.reaches("cluster", CLUSTER4)

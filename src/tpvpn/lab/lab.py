@@ -189,6 +189,7 @@ class Lab:
         }
         for name, value in switches.items():
             self.sysctl(where, name, int(value))
+        self.sysctl(where, "net/ipv4/ping_group_range", "0 2147483647")  # as Docker has it
 
     def _move_laptop_in(self) -> None:
         """Start the process that holds the laptop's mount namespace."""
@@ -307,7 +308,7 @@ class Lab:
         return json.loads(self.run(where, [*argv, *(["--wait"] if wait else []), *targets]).stdout)
 
     def start_manager(self, *extra: str) -> subprocess.Popen[Any]:
-        """Run a traffic manager with the kernel exit on the node; TpvpnError when it does not become healthy."""
+        """Run a traffic manager on the node, by default with the kernel exit; TpvpnError when it is not healthy."""
         options = ["--listen", self.manager, "--exit", "kernel", "--token-file", str(self.token_file)]
         argv = [sys.executable, "-m", "tpvpn", "manager", *options, *extra]
         process = self._start("manager", self.command("node", argv))

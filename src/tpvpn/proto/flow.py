@@ -2,8 +2,8 @@
 
 Pure: `now` (seconds, never going back) is an argument. It knows nothing of packets or sockets; a flow is whatever the
 owner keeps under a key. Three values:
-- `Pool`, one for all sessions: flows and bytes. A session may have as many flows as are free (Choudhury and Hahne's
-  dynamic threshold), so one alone gets half of all, two a third each, and a newcomer always finds room.
+- `Pool`, one for all sessions: flows and bytes. A session may have four times as many flows as are free (Choudhury and
+  Hahne's dynamic threshold): one alone has four fifths of all, two have four ninths each, and a newcomer finds room.
 - `FlowTable`, one a session: its flows by key, with a bucket for the rate of new ones and a limit on those half open.
 - `Timers`: the times at which flows want to be called. A time that moves on, as an idle timeout does with each packet,
   is one attribute set: the heap is looked at only when the earlier time has come.
@@ -13,6 +13,8 @@ import enum
 import heapq
 from collections.abc import Iterator
 from typing import Generic, TypeVar
+
+_SHARE = 4
 
 Key = TypeVar("Key")
 Flow = TypeVar("Flow")
@@ -61,7 +63,7 @@ class Pool:
 
     def take(self, have: int) -> bool:
         """One more flow for a session that has `have`."""
-        if have >= self._free:
+        if have >= _SHARE * self._free:
             return False
         self._free -= 1
         return True

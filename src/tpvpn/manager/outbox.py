@@ -1,0 +1,60 @@
+"""Packets of a session on their way to its link, gathered into one send.
+
+It knows frames, not what is in them. Two buffers take turns: while the stream has not taken all of one, which is its
+until then (`Link.send_batch`), packets gather in the other. Whoever writes asks first whether there is `room`, which
+is how the link's congestion reaches the sockets.
+"""
+
+import mmap
+
+from tpvpn.link import Link
+from tpvpn.wire import frame, vnet
+
+SLOT = frame.HEADER_LENGTH + vnet.HEADER_LENGTH + 65_535
+_LARGEST = 65_535  # no receiver takes a longer packet (docs/protocol.md)
+_SIZE = (1 << 19) + SLOT
+
+
+class Outbox:
+    """Write a packet at `at` behind room for its frame header, then `close_frame`; or `put` a whole one."""
+
+    def __init__(self, link: Link, *, offload: bool) -> None:
+        self.packets = self.bytes = self.dropped = 0
+        self.at = 0
+        self._link = link
+        self._before = vnet.EMPTY if offload else b""
+        self.view = memoryview(mmap.mmap(-1, _SIZE))  # memory that is not used yet costs none
+        self._other = memoryview(mmap.mmap(-1, _SIZE))
+
+    @property
+    def room(self) -> bool:
+        """The largest packet fits."""
+        return self.at + SLOT <= _SIZE
+
+    def close_frame(self, end: int) -> None:
+        """A packet was written from `at` + frame.HEADER_LENGTH to `end`."""
+        frame.HEADER.pack_into(self.view, self.at, end - self.at - frame.HEADER_LENGTH)  # kind PACKET is 0
+        self.at = end
+        self.packets += 1
+
+    def put(self, packet: bytes) -> None:
+        """Add a whole packet without a virtio-net header; dropped when there is no room, as a full queue does."""
+        start = self.at + frame.HEADER_LENGTH
+        body = start + len(self._before)
+        end = body + len(packet)
+        if end > _SIZE or len(packet) > _LARGEST:
+            self.dropped += 1
+            return
+        self.view[start:body] = self._before
+        self.view[body:end] = packet
+        self.close_frame(end)
+
+    def flush(self) -> None:
+        """Send what is there, unless the stream still has the other buffer."""
+        if not self.at or self._link.congested:
+            return
+        end, self.at = self.at, 0
+        self.bytes += end
+        self._link.send_batch(self.view[:end])
+        if self._link.congested:
+            self.view, self._other = self._other, self.view

@@ -1,0 +1,333 @@
+"""A session at the socket exit: the frames of its link become flows, and what flows answer becomes frames.
+
+It knows which packet belongs to which flow, and what is said of packets that belong to none; a flow's own protocol is
+`socket_tcp`'s, `socket_udp`'s and `socket_icmp`'s.
+
+Theory of operation. Nothing awaits, and nothing is logged for a packet.
+- Link to sockets: one receive brings a run of frames. Each goes to its flow at once, as a view of the receive buffer;
+  when all are there, the flows that had some advance: one send into a socket and one acknowledgment for all of them.
+- Sockets to link: a readable socket is read, and its flow gets a turn to write; the turns of one pass of the event loop
+  fill one buffer and leave by one send. While the link is congested there are no turns and no reading: the windows of
+  the real connections close, and the queues of the others drop.
+"""
+
+import asyncio
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from tpvpn.errors import ProtocolError
+from tpvpn.link import Link, Memory
+from tpvpn.manager.outbox import Outbox
+from tpvpn.manager.reach import SessionReach
+from tpvpn.manager.socket_flow import Flow, error_of
+from tpvpn.manager.socket_icmp import EchoFlow, for_socket
+from tpvpn.manager.socket_tcp import TcpFlow, write_reset
+from tpvpn.manager.socket_udp import UdpFlow
+from tpvpn.proto.flow import Bucket, FlowTable, Pool, Timers
+from tpvpn.proto.reassembly import Reassembler
+from tpvpn.pump import MAX_PACKET, Counters, hand_on
+from tpvpn.wire import frame, icmp, ip, tcp, udp, vnet
+from tpvpn.wire.icmp import Error
+
+FLOW_RATE, FLOW_BURST = 5000.0, 5000.0
+"""New flows a second in each session: more than Python makes, so that a flood leaves time for others."""
+HALF_OPEN = 1024
+ERROR_RATE, ERROR_BURST = 1000.0, 100.0
+"""ICMP errors and resets a second, as net.ipv4.icmp_msgs_per_sec."""
+_HEADER = frame.HEADER_LENGTH
+_F = TypeVar("_F", UdpFlow, EchoFlow)
+_TURNS = 1 << 18  # bytes gathered before they are sent while more flows wait for their turn
+
+
+class SocketCarrier:
+    """Runs from `start()` to `stop()`; the `Owner` of its flows."""
+
+    def __init__(
+        self,
+        link: Link,
+        on_frame: Callable[[int, bytes], None],
+        addresses: tuple[bytes | None, bytes | None],
+        reach: SessionReach,
+        pool: Pool,
+        *,
+        offload: bool,
+        mtu: int,
+    ) -> None:
+        now = time.monotonic()
+        self.counters = Counters()
+        self.dropped: Counter[str] = Counter()
+        self.loop = asyncio.get_running_loop()
+        self.outbox = Outbox(link, offload=offload)
+        self.pool, self.mtu, self.offload = pool, mtu, offload
+        self._link, self._on_frame, self._addresses, self._reach = link, on_frame, addresses, reach
+        self.table: FlowTable[bytes, Flow] = FlowTable(pool, now, rate=FLOW_RATE, burst=FLOW_BURST, half_open=HALF_OPEN)
+        self._timers: Timers[Flow] = Timers()
+        self._reassembler = Reassembler()
+        self._errors = Bucket(ERROR_RATE, ERROR_BURST, now)
+        self._touched: dict[Flow, None] = {}
+        self._turns: deque[Flow] = deque()
+        self._waiting: set[Flow] = set()
+        self._paused: list[Flow] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._draining = False
+        self._running = False
+
+    # -- as the session sees it ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take the link over."""
+        self._running = True
+        self._link.receive = self.receive
+        self._link.on_drained = self._on_drained
+
+    def stop(self) -> None:
+        """Close every socket; the link is its owner's to close."""
+        self._running = False
+        if self._timer:
+            self._timer.cancel()
+        for flow in list(self.table.flows.values()):
+            flow.end()
+        self._turns.clear()
+        self._waiting.clear()
+        self._paused.clear()
+
+    # -- as its flows see it -------------------------------------------------------------------------------------------
+
+    @property
+    def congested(self) -> bool:
+        """The link takes no packets now."""
+        return self._link.congested
+
+    def pause(self, flow: Flow) -> None:
+        """`flow.resume()` is called when the link takes packets again."""
+        self._paused.append(flow)
+
+    def answered(self) -> None:
+        """A flow is half open no more."""
+        self.table.half_open -= 1
+
+    def wants_turn(self, flow: Flow) -> None:
+        """It has packets to write, or has just written some."""
+        if flow not in self._waiting:
+            self._waiting.add(flow)
+            self._turns.append(flow)
+        if not self._draining:
+            self._draining = True
+            self.loop.call_soon(self._drain)
+
+    def schedule(self, flow: Flow, due: float | None) -> None:
+        """`flow.handle_timeout()` is called then."""
+        self._timers.schedule(flow, due)
+        if due is not None and (self._timer is None or due < self._timer_at):
+            self._set_timer(due)
+
+    def forget(self, flow: Flow) -> None:
+        """It has ended."""
+        flow.due = None
+        self._touched.pop(flow, None)
+        self.table.remove(flow.key, flow)
+
+    def report(self, error: Error, offending: ip.Packet, speaker: bytes | None, mtu: int = 0) -> None:
+        """Say an ICMP error of a packet to the client."""
+        speaker = speaker or self._reach.hop(offending.destination)
+        if speaker and self._errors.take(time.monotonic()):
+            packet = icmp.build_error(error, offending, speaker, mtu=mtu)
+            if packet:
+                self.outbox.put(packet)
+                self._flush_soon()
+
+    # -- link to flows -------------------------------------------------------------------------------------------------
+
+    def receive(self, buffer: Memory, start: int, end: int) -> int:
+        """Consume the whole frames of buffer[start:end]; where the rest begins."""
+        view, unpack, now = memoryview(buffer), frame.HEADER.unpack_from, time.monotonic()
+        at, packets = start, 0
+        self._draining = True  # what flows have to say now is said below
+        while end - at >= _HEADER:
+            (word,) = unpack(buffer, at)
+            following = at + _HEADER + (word & 0xFFFFFF)
+            if word > MAX_PACKET:
+                hand_on(word, buffer, at, end, self._on_frame)
+            if following > end:
+                break
+            if word <= MAX_PACKET:
+                packets += 1
+                self._receive_packet(view[at + _HEADER : following], now)
+            at = following
+        self.counters.received_packets += packets
+        self.counters.received_bytes += at - start
+        for flow in list(self._touched):
+            flow.advance(now)
+        self._touched.clear()
+        self._drain()
+        return at
+
+    def _receive_packet(self, data: memoryview, now: float) -> None:
+        checked = False
+        try:
+            if self.offload:
+                checked = bool(vnet.Header.unpack(data).flags & vnet.NEEDS_CHECKSUM)
+                data = data[vnet.HEADER_LENGTH :]
+            packet = ip.parse(data)
+            if packet.source not in self._addresses:
+                self.counters.foreign_packets += 1
+                return
+            if packet.hop_limit <= 1:
+                self.report(Error.TIME_EXCEEDED, packet, None)
+                return
+            if packet.is_fragment:
+                whole = self._reassembler.add(packet, now)
+                if whole is None:
+                    return
+                packet, checked = ip.parse(whole), False
+            self._dispatch(packet, now, checked)
+        except (ProtocolError, struct.error):
+            self.counters.invalid_packets += 1
+
+    def _dispatch(self, packet: ip.Packet, now: float, checked: bool) -> None:
+        if packet.protocol == ip.TCP:
+            self._receive_tcp(packet, now, checked)
+        elif packet.protocol == ip.UDP:
+            self._receive_udp(packet, now, checked)
+        elif packet.protocol in (ip.ICMP4, ip.ICMP6):
+            self._receive_icmp(packet, now, checked)
+        elif packet.protocol != ip.NO_NEXT and self._reach.real(packet.destination, self._drop):
+            self.report(Error.PROTOCOL_UNREACHABLE, packet, None)
+
+    def _receive_tcp(self, packet: ip.Packet, now: float, checked: bool) -> None:
+        segment = tcp.parse(packet, checked=checked)
+        key = packet.destination + packet.payload[:4]
+        flow = self.table.get(key)
+        if isinstance(flow, TcpFlow) and flow.gives_way_to(segment):
+            flow.end()
+            flow = None
+        if not isinstance(flow, TcpFlow):
+            flow = self._begin_tcp(key, packet, segment, now)
+            if flow is None:
+                return
+        flow.receive(segment, now)
+        self._touched[flow] = None
+
+    def _begin_tcp(self, key: bytes, packet: ip.Packet, segment: tcp.Segment, now: float) -> TcpFlow | None:
+        real = self._reach.real(packet.destination, self._drop)
+        if real is None:
+            return None
+        if segment.flags & (tcp.SYN | tcp.ACK | tcp.RST | tcp.FIN) != tcp.SYN:
+            if self._errors.take(now):
+                write_reset(self.outbox, packet, segment, offload=self.offload)
+            return None
+        if not self._admit(now, half_open=True):
+            return None
+        try:
+            flow = TcpFlow(self, key, packet, real)
+        except OSError as error:
+            self._failed(error, packet)
+            return None
+        self.table.half_open += 1
+        self.table.add(key, flow)
+        return flow
+
+    def _receive_udp(self, packet: ip.Packet, now: float, checked: bool) -> None:
+        datagram = udp.parse(packet, checked=checked)
+        key = packet.destination + b"u" + packet.payload[:4]
+        flow = self.table.get(key)
+        if not isinstance(flow, UdpFlow):
+            flow = self._begin(UdpFlow, key, packet, now)
+        if flow:
+            flow.send(datagram.payload, packet, now)
+
+    def _receive_icmp(self, packet: ip.Packet, now: float, checked: bool) -> None:
+        message = icmp.parse(packet, checked=checked)
+        if not icmp.is_echo_request(packet, message):
+            return  # what a client says of answers to it, no socket can be told
+        key = packet.destination + message.identifier.to_bytes(2, "big")
+        flow = self.table.get(key)
+        if not isinstance(flow, EchoFlow):
+            if not self._reach.ping[packet.version]:
+                if self._reach.real(packet.destination, self._drop):
+                    self.report(Error.PROHIBITED, packet, None)
+                return
+            flow = self._begin(EchoFlow, key, packet, now)
+        if flow:
+            flow.send(for_socket(message), packet, now)
+
+    def _begin(self, kind: type[_F], key: bytes, packet: ip.Packet, now: float) -> _F | None:
+        real = self._reach.real(packet.destination, self._drop)
+        if real is None or not self._admit(now, half_open=False):
+            return None
+        try:
+            flow = kind(self, key, packet, real)
+        except OSError as error:
+            self._failed(error, packet)
+            return None
+        self.table.add(key, flow)
+        return flow
+
+    def _admit(self, now: float, *, half_open: bool) -> bool:
+        refusal = self.table.refusal(now, half_open=half_open)
+        if refusal:
+            self._drop(refusal.value)
+        return refusal is None
+
+    def _failed(self, error: OSError, packet: ip.Packet) -> None:
+        """No socket: a route that is missing is said, a lack of descriptors or ports is a full queue."""
+        self.pool.give_back()
+        self._drop("socket")
+        reason = error_of(error.errno)
+        if reason:
+            self.report(reason, packet, None)
+
+    def _drop(self, reason: str) -> None:
+        self.dropped[reason] += 1
+
+    # -- flows to link -------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Give flows their turns, each one after the other, until none has anything to write or the link is full."""
+        self._draining = False
+        turns, waiting, outbox, now = self._turns, self._waiting, self.outbox, time.monotonic()
+        while turns and outbox.room and not self._link.congested and self._running:
+            flow = turns.popleft()
+            waiting.discard(flow)
+            if flow.write(outbox, now):
+                waiting.add(flow)
+                turns.append(flow)
+            if outbox.at > _TURNS:
+                outbox.flush()
+        outbox.flush()
+        self.counters.sent_packets, self.counters.sent_bytes = outbox.packets, outbox.bytes
+
+    def _flush_soon(self) -> None:
+        if not self._draining:
+            self._draining = True
+            self.loop.call_soon(self._drain)
+
+    def _on_drained(self) -> None:
+        if not self._running:
+            return
+        self._drain()
+        paused, self._paused = self._paused, []
+        for flow in paused:
+            if self.table.get(flow.key) is flow:
+                flow.resume()
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _set_timer(self, due: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self.loop.call_later(max(0.001, due - time.monotonic()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for flow in list(self._timers.due(now)):
+            flow.handle_timeout(now)
+        due = self._timers.next()
+        if due is not None and (self._timer is None or due < self._timer_at):
+            self._set_timer(due)

@@ -1,0 +1,47 @@
+"""UDP at the socket exit: an association between a client's port and one destination is a connected socket.
+
+It ends when it was idle: after 60 s, after 180 s once it was answered (as connection tracking has it for streams),
+sooner for DNS, whose clients take a new port for each question.
+"""
+
+import socket
+
+from tpvpn.manager.socket_datagram import DatagramFlow
+from tpvpn.manager.socket_flow import Owner, family_of
+from tpvpn.wire import ip, udp
+
+IDLE, IDLE_ANSWERED, IDLE_DNS = 60.0, 180.0, 10.0
+_DNS = 53
+
+
+class UdpFlow(DatagramFlow):
+    """One association; OSError when no socket can be had or nothing leads there."""
+
+    def __init__(self, owner: Owner, key: bytes, packet: ip.Packet, real: bytes) -> None:
+        self._client_port, self._port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
+        self._identification = 0
+        opened = socket.socket(family_of(real), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        if len(real) == 16:  # a mapped address must not lead to IPv4, where the policy has other rules
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        super().__init__(owner, key, packet, real, opened, self._port, IDLE_DNS if self._port == _DNS else IDLE)
+
+    def _answer(self, data: bytes) -> None:
+        if self.idle == IDLE:
+            self.idle = IDLE_ANSWERED
+        datagram = udp.Datagram(self._port, self._client_port, data)
+        body = udp.build(self._destination, self._client, datagram)
+        # The largest datagrams leave whole: the laptop's kernel takes them from its TUN whatever the MTU is.
+        self._identification = self._identification + 1 & 0xFFFF
+        packet = ip.build(
+            self._destination,
+            self._client,
+            ip.UDP,
+            body,
+            identification=self._identification,
+            dont_fragment=ip.HEADER_LENGTH4 + len(body) <= self._owner.mtu,
+        )
+        self._owner.outbox.put(packet)
+
+    def _quoted(self, data: bytes) -> bytes:
+        body = udp.build(self._client, self._destination, udp.Datagram(self._client_port, self._port, data))
+        return ip.build(self._client, self._destination, ip.UDP, body)

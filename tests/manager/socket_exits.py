@@ -1,0 +1,186 @@
+"""A manager with the socket exit in a real pod, as nobody and without a capability; scapy plays its clients."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet, Raw
+
+from peers import Client, eventually
+from pod import inside, pod_and_cluster, sysctl
+from tpvpn.proto.session import Offer
+from tpvpn.wire import frame
+
+TOKEN = b"token-of-ann"
+UNPRIVILEGED = (
+    *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
+    *("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
+)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[tuple[str, str]]:
+    """The namespaces of a pod, where everybody may ping, and of a cluster."""
+    with pod_and_cluster() as (pod, cluster):
+        sysctl(pod, "ipv4/ping_group_range", "0 2147483647")
+        yield pod, cluster
+
+
+class Session(Client):
+    """A session whose packets are bare."""
+
+    def next_packet(self, patience: float = 2.0) -> Packet | None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                kind, payload = self.receive(patience)
+                if kind == frame.PACKET:
+                    return IP(payload) if payload[0] >> 4 == 4 else IPv6(payload)
+        return None
+
+    def to(self, address: str, **fields: object) -> Packet:
+        """The start of a packet to an address."""
+        if ":" in address:
+            return IPv6(src=self.terms.ipv6, dst=address, **fields)
+        return IP(src=self.terms.ipv4, dst=address, **fields)
+
+    def ask(self, packet: Packet) -> Packet:
+        self.packet(packet)
+        answer = self.next_packet()
+        assert answer is not None, "no answer"
+        return answer
+
+    def silent(self, packet: Packet) -> bool:
+        self.packet(packet)
+        return self.next_packet(0.3) is None
+
+
+class Stream:
+    """A TCP client made of packets, in order, without retransmission."""
+
+    def __init__(self, session: Session, address: str, port: int, source_port: int) -> None:
+        self._session, self._address, self._ports = session, address, (source_port, port)
+        self.seq, self.ack = 1000, 0
+        self.window = 65535
+        self._acknowledged, self._offered = 1001, 65535
+
+    def segment(self, flags: str, data: bytes = b"") -> Packet:
+        source, port = self._ports
+        fields = TCP(sport=source, dport=port, flags=flags, seq=self.seq, ack=self.ack, window=self.window)
+        self.seq += len(data) + ("S" in flags) + ("F" in flags)
+        return self._session.to(self._address) / fields / (Raw(data) if data else b"")
+
+    def send(self, flags: str, data: bytes = b"") -> None:
+        self._session.packet(self.segment(flags, data))
+
+    def connect(self) -> None:
+        answer = self._session.ask(self.segment("S"))
+        assert answer[TCP].flags == "SA", answer.summary()
+        self.ack = answer[TCP].seq + 1
+        self.send("A")
+
+    def latest_window(self) -> int:
+        """The window when all that was sent is acknowledged and nothing more comes."""
+        while (packet := self._session.next_packet(0.02 if self._acknowledged == self.seq else 1)) is not None:
+            self._acknowledged, self._offered = packet[TCP].ack, packet[TCP].window
+        assert self._acknowledged == self.seq
+        return self._offered
+
+    def expect(self, done: Callable[[TCP, bytes], bool], patience: float = 3.0) -> bytes:
+        """Take and acknowledge segments until one satisfies; the bytes of all."""
+        data = b""
+        while True:
+            packet = self._session.next_packet(patience)
+            assert packet is not None, f"only {len(data)} bytes came"
+            if TCP not in packet or packet[TCP].dport != self._ports[0]:
+                continue
+            got = packet[TCP]
+            payload = bytes(got.payload) if isinstance(got.payload, Raw) else b""
+            if got.seq == self.ack:
+                data += payload
+                self.ack += len(payload) + ("F" in got.flags)
+                if payload or "F" in got.flags:
+                    self.send("A")
+            if done(got, data):
+                return data
+
+
+class Manager:
+    """The running process."""
+
+    def __init__(self, pod: str, process: subprocess.Popen[bytes], log: Path, port: int) -> None:
+        self.pod, self.process, self._log, self._port = pod, process, log, port
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    @contextlib.contextmanager
+    def session(self, **offer: object) -> Iterator[Session]:
+        with inside(self.pod):
+            connected = socket.create_connection(("127.0.0.1", self._port), timeout=5)
+        with contextlib.closing(Session(connected)) as session:
+            session.shake_hands(TOKEN, Offer("laptop", **offer))  # type: ignore[arg-type]
+            yield session
+
+    def metrics(self) -> dict[str, int]:
+        with inside(self.pod), socket.create_connection(("127.0.0.1", self._port), timeout=5) as connected:
+            connected.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b"".join(iter(lambda: connected.recv(65536), b"")).decode()
+        lines = answer.partition("\r\n\r\n")[2].splitlines()
+        return {name: int(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
+
+    def status(self, key: str) -> str:
+        """A line of /proc/PID/status."""
+        found = re.search(rf"^{key}:\s+(.*)$", Path(f"/proc/{self.process.pid}/status").read_text(), re.MULTILINE)
+        assert found
+        return found[1]
+
+    def rss(self) -> int:
+        """Resident memory in KiB."""
+        return int(self.status("VmRSS").split()[0])
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def cpu(self) -> float:
+        """Seconds of processor time used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def manager_in(pod: str, *options: str) -> Iterator[Manager]:
+    """A manager in the pod that may nothing."""
+    with tempfile.TemporaryDirectory(prefix="tpvpn-tests-") as name:
+        Path(name).chmod(0o755)  # pytest's own are for their user alone
+        with _manager_in(pod, Path(name), *options) as manager:
+            yield manager
+
+
+@contextlib.contextmanager
+def _manager_in(pod: str, directory: Path, *options: str) -> Iterator[Manager]:
+    tokens, log = directory / "tokens", directory / "log"
+    tokens.write_bytes(b"ann: " + TOKEN + b"\n")
+    argv = [sys.executable, "-m", "tpvpn", "manager", "--listen", "127.0.0.1:0", "--token-file", str(tokens), *options]
+    command = ["nsenter", f"--net=/run/netns/{pod}", *UNPRIVILEGED, *argv]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    listening = re.compile(r"listening on \S+ port (\d+)")
+    try:
+        eventually(lambda: process.poll() is not None or listening.search(log.read_text()) is not None, 10)
+        found = listening.search(log.read_text())
+        assert found, log.read_text()
+        yield Manager(pod, process, log, int(found[1]))
+        assert "Traceback" not in log.read_text(), log.read_text()
+    finally:
+        process.terminate()
+        process.wait(15)
