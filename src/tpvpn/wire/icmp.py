@@ -103,12 +103,14 @@ def _may_be_reported(error: Error, packet: ip.Packet) -> bool:
     if packet.fragment_offset or not any(packet.source):
         return False
     if packet.version == 4:
-        if packet.source[0] >= 224 or packet.destination[0] & 0xF0 == 224 or packet.destination == b"\xff\xff\xff\xff":
+        # 240/4 is where sessions have their addresses.
+        many = packet.source[0] & 0xF0 == 224 or packet.destination[0] & 0xF0 == 224
+        if many or b"\xff\xff\xff\xff" in (packet.source, packet.destination):
             return False
-        return packet.protocol != ip.ICMP4 or bool(packet.payload) and packet.payload[0] not in _ERRORS4
-    if packet.source[0] == 0xFF or packet.destination[0] == 0xFF and error is not Error.TOO_BIG:
+        return packet.protocol != ip.ICMP4 or (bool(packet.payload) and packet.payload[0] not in _ERRORS4)
+    if packet.source[0] == 0xFF or (packet.destination[0] == 0xFF and error is not Error.TOO_BIG):
         return False
-    return packet.protocol != ip.ICMP6 or bool(packet.payload) and packet.payload[0] >= 128
+    return packet.protocol != ip.ICMP6 or (bool(packet.payload) and packet.payload[0] >= 128)
 
 
 def _before(source: bytes, destination: bytes, length: int) -> int:

@@ -21,6 +21,10 @@ LARGEST_PACKET = 65_535
 _HEADER = struct.Struct(">IIBBH")
 _TIMESTAMP = struct.Struct(">III")
 _TWO = struct.Struct(">II")
+_VNET = struct.Struct("<BBHHHH")
+_IP4 = struct.Struct(">IxxHHH4s4s")
+_IP6 = struct.Struct(">IHH16s16s")
+_TCP = struct.Struct(">IIIHHHH")
 _NOP_NOP_TIMESTAMP = 0x0101080A
 
 
@@ -153,18 +157,65 @@ class Writer:
     """Writes the segments of one flow as whole IP packets from `source` to `destination`.
 
     With `offload` each packet is preceded by its virtio-net header, and its checksum is left to the other end's kernel.
+    What is the same in every packet of a flow is prepared once.
     """
 
-    __slots__ = ("_ip_length", "_mac", "_offload", "_pseudo", "_struct", "_v4sum", "before", "template")
+    __slots__ = ("_before", "_destination", "_gso_type", "_header_sum", "_ip_length", "_ports", "_pseudo", "_source")
 
     def __init__(
         self, source: bytes, source_port: int, destination: bytes, destination_port: int, *, offload: bool
     ) -> None:
-        raise NotImplementedError
+        self._source, self._destination = source, destination
+        self._ports = source_port << 16 | destination_port
+        self._before = vnet.HEADER_LENGTH if offload else 0
+        self._ip_length = ip.HEADER_LENGTH4 if len(source) == 4 else ip.HEADER_LENGTH6
+        self._gso_type = vnet.GSO_TCP4 if len(source) == 4 else vnet.GSO_TCP6
+        self._pseudo = ip.pseudo_sum(source, destination, ip.TCP, 0)
+        self._header_sum = ip.ones_sum(ip.header4(source, destination, ip.TCP, 0)[:10]) if len(source) == 4 else 0
+        self._header_sum += ip.ones_sum(source) + ip.ones_sum(destination) - ip.HEADER_LENGTH4
 
     def write(self, buffer: bytearray | memoryview, at: int, segment: Segment, mss: int) -> int:
         """Put the packet into `buffer` from `at`, which must have room; where it ends.
 
         `mss`: bytes of payload that one packet on the wire may carry (`Connection.send_mss`).
         """
-        raise NotImplementedError
+        before, ip_length, payload = self._before, self._ip_length, segment.payload
+        size = len(payload)
+        if segment.flags & SYN or segment.sack_blocks:
+            options = options_of(segment)
+            header_length = HEADER_LENGTH + len(options)
+        else:
+            options = b""
+            header_length = HEADER_LENGTH if segment.timestamp is None else HEADER_LENGTH + TIMESTAMP_LENGTH
+        length = header_length + size
+        pseudo = (self._pseudo + length) % 0xFFFF
+        at_ip = at + before
+        at_tcp = at_ip + ip_length
+        end = at_tcp + length
+        if before:
+            if size > mss:
+                gso, gso_size = self._gso_type, mss
+            else:
+                gso, gso_size = vnet.GSO_NONE, 0
+            headers = ip_length + header_length
+            _VNET.pack_into(buffer, at, vnet.NEEDS_CHECKSUM, gso, headers, gso_size, ip_length, 16)
+        if ip_length == ip.HEADER_LENGTH4:
+            total = ip_length + length
+            checksum = 0xFFFF - (self._header_sum + total) % 0xFFFF
+            _IP4.pack_into(buffer, at_ip, 0x45000000 | total, 0x4000, 0x4006, checksum, self._source, self._destination)
+        else:
+            _IP6.pack_into(buffer, at_ip, 6 << 28, length, 0x0640, self._source, self._destination)
+        flags = header_length << 10 | segment.flags
+        _TCP.pack_into(buffer, at_tcp, self._ports, segment.seq, segment.ack, flags, segment.window, pseudo, 0)
+        if options:
+            buffer[at_tcp + HEADER_LENGTH : at_tcp + header_length] = options
+        elif segment.timestamp is not None:
+            _TIMESTAMP.pack_into(
+                buffer, at_tcp + HEADER_LENGTH, _NOP_NOP_TIMESTAMP, segment.timestamp, segment.timestamp_echo
+            )
+        if size:
+            buffer[end - size : end] = payload
+        if not before:  # with what stands in the checksum's place, the pseudo-header is in the sum
+            checksum = ip.checksum(memoryview(buffer)[at_tcp:end])
+            buffer[at_tcp + 16 : at_tcp + 18] = checksum.to_bytes(2, "big")
+        return end

@@ -5,19 +5,19 @@ any origin, never going back) and initial sequence numbers as arguments. Names a
 
 How it is used (manager/socket_exit is the one that does):
 
-    connection = Connection(limits)             # state LISTEN
+    connection = Connection(Limits(mss=1460))   # state LISTEN
     connection.receive_segment(syn, now)        # a SYN: `is_requested`; nothing is answered yet
     connection.accept(now, iss)                 # the real connect succeeded: SYN-ACK is to be sent
     connection.refuse()                         # … or was refused: RST is to be sent
     connection.receive_segment(segment, now)    # any number of them, then:
-    for event in connection.events(): …         # ESTABLISHED, READABLE, WRITABLE, PEER_CLOSED, RESET, CLOSED
+    connection.take_events()                    # bits: ESTABLISHED READABLE WRITABLE PEER_CLOSED RESET CLOSED
     connection.readable                         # bytes in order that the application has not taken
     connection.peek() -> list[memoryview]       # these bytes, for socket.sendmsg: views, not copies
     connection.consume(n)                       # the first n are taken: the window opens
     connection.keep()                           # copy what is still borrowed, before the segment's memory is reused
     connection.writable                         # bytes that `write` takes now (0: stop reading the real socket)
     connection.write(data)                      # immutable bytes are kept, not copied; ValueError beyond `writable`
-    connection.shutdown_write(now)              # FIN after all that was written
+    connection.shutdown_write()                 # FIN after all that was written
     connection.abort()                          # RST
     for segment in connection.segments_to_send(now): writer.write(buffer, at, segment, connection.send_mss)
     connection.next_timeout()                   # a time, or None
@@ -28,3 +28,20 @@ How it is used (manager/socket_exit is the one that does):
 Call `segments_to_send` once after a batch of segments, not after each: acknowledgments are merged that way, and what
 `write` brings carries them. A segment for which there is no connection gets `reset_for(segment)`.
 """
+
+from tpvpn.proto.tcp.connection import Connection
+from tpvpn.proto.tcp.reset import reset_for
+from tpvpn.proto.tcp.state import CLOSED, ESTABLISHED, PEER_CLOSED, READABLE, RESET, WRITABLE, Limits, State
+
+__all__ = [
+    "CLOSED",
+    "ESTABLISHED",
+    "PEER_CLOSED",
+    "READABLE",
+    "RESET",
+    "WRITABLE",
+    "Connection",
+    "Limits",
+    "State",
+    "reset_for",
+]
