@@ -14,6 +14,8 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import pytest
+
 from peers import eventually
 from pod import inside
 from tpvpn import rundir
@@ -41,6 +43,7 @@ VPN = (*VPN_HOSTS, *VPN_HOSTS6)
 
 EXIT = ("--exit", os.environ.get("TPVPN_TEST_EXIT", "kernel"))
 """The manager's exit: `TPVPN_TEST_EXIT=socket` tries every session with that."""
+at_the_kernel_exit = pytest.mark.skipif(EXIT[1] != "kernel", reason="a session has a device there")
 PATIENCE = 10.0
 STATE = """
 echo rules; ip rule; ip -6 rule

@@ -1,5 +1,6 @@
 """What goes through a session arrives: every byte, every size, every error; as without it."""
 
+import contextlib
 import errno
 import hashlib
 import re
@@ -153,10 +154,12 @@ def test_a_closed_udp_port_is_unreachable_in_both_directions(laptop: Laptop, fam
             near.sendto(b"hello", far.getsockname())
             _, sender = far.recvfrom(10)
         far.connect(sender)
-        far.settimeout(5)
-        far.send(b"too late")
+        far.settimeout(0.5)
         with pytest.raises(ConnectionRefusedError):
-            far.recv(10)
+            for _ in range(3):  # sockets at the manager cannot refuse what they have taken, but what comes next
+                far.send(b"too late")
+                with contextlib.suppress(TimeoutError):
+                    far.recv(10)
 
 
 @both

@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator, Iterator
 
 import pytest
-from laptop import ALLOWED, CLUSTER, VPN, Laptop
+from laptop import ALLOWED, CLUSTER, VPN, Laptop, at_the_kernel_exit
 
 from peers import eventually
 from pod import run
@@ -157,6 +157,7 @@ def test_a_device_that_is_another_programs(laptop: Laptop, create: str) -> None:
         laptop.sh("ip link delete tpvpn0")
 
 
+@at_the_kernel_exit
 def test_the_manager_takes_an_address_back(laptop: Laptop, second: Laptop) -> None:
     """Sessions that come and go leave nothing at the manager either."""
     with second.connected():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from laptop import ALLOWED, CLUSTER, CLUSTER4, CLUSTER6, EXIT, VPN, Laptop, lab_with_manager
+from laptop import ALLOWED, CLUSTER, CLUSTER4, CLUSTER6, EXIT, VPN, Laptop, at_the_kernel_exit, lab_with_manager
 
 from peers import eventually
 from pod import run
@@ -142,6 +142,7 @@ def test_a_container_carries_bulk(laptop: Laptop, container: Laptop) -> None:
             assert done.returncode == 0, done.stdout
 
 
+@at_the_kernel_exit
 def test_nothing_new_comes_in_to_a_container(laptop: Laptop, container: Laptop) -> None:
     """The node, which could route to it, gets nowhere."""
     lab = laptop.lab

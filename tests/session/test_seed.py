@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from laptop import ALLOWED, CLUSTER4, VPN, WANTED4, Laptop
+from laptop import ALLOWED, CLUSTER4, EXIT, VPN, WANTED4, Laptop
 
 from tpvpn.lab.topology import POD_CIDR, PODS, SERVICE_CIDR, SERVICES, TWINS, VPN_HOSTS
 
@@ -268,7 +268,7 @@ def test_status_and_quit(laptop: Laptop) -> None:
         assert (shown["name"], shown["state"], shown["pid"]) == ("default", "ready", session.process.pid)
         assert (shown["device"], shown["shadowed"]) == ("tpvpn0", {})
         assert shown["manager"]["endpoint"] == f"tcp://{laptop.lab.manager}"
-        assert shown["manager"]["exit"] == {"ipv4": "kernel", "ipv6": "kernel"}
+        assert shown["manager"]["exit"] == {"ipv4": EXIT[1], "ipv6": EXIT[1]}
         for address in shown["addresses"]:
             assert address in laptop.sh("ip address show dev tpvpn0")
         assert shown["plan"]["schema"] == "tpvpn.plan/1"

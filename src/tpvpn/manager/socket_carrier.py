@@ -25,7 +25,7 @@ from tpvpn.manager.reach import SessionReach
 from tpvpn.manager.socket_flow import Flow, error_of
 from tpvpn.manager.socket_icmp import EchoFlow, for_socket
 from tpvpn.manager.socket_tcp import TcpFlow, write_reset
-from tpvpn.manager.socket_udp import UdpFlow
+from tpvpn.manager.socket_udp import UdpFlow, answered_key
 from tpvpn.proto.flow import Bucket, FlowTable, Pool, Timers
 from tpvpn.proto.reassembly import Reassembler
 from tpvpn.pump import MAX_PACKET, Counters, hand_on
@@ -243,7 +243,8 @@ class SocketCarrier:
     def _receive_icmp(self, packet: ip.Packet, now: float, checked: bool) -> None:
         message = icmp.parse(packet, checked=checked)
         if not icmp.is_echo_request(packet, message):
-            return  # what a client says of answers to it, no socket can be told
+            self._receive_error(packet, message)
+            return
         key = packet.destination + message.identifier.to_bytes(2, "big")
         flow = self.table.get(key)
         if not isinstance(flow, EchoFlow):
@@ -254,6 +255,14 @@ class SocketCarrier:
             flow = self._begin(EchoFlow, key, packet, now)
         if flow:
             flow.send(for_socket(message), packet, now)
+
+    def _receive_error(self, packet: ip.Packet, message: icmp.Message) -> None:
+        """A client that wants no more answers: no socket can be told, but without one the next is answered likewise."""
+        if (message.type, message.code) != icmp.Error.PORT_UNREACHABLE.value[packet.version == 6]:
+            return
+        flow = self.table.get(answered_key(message.body))
+        if isinstance(flow, UdpFlow):
+            flow.end()
 
     def _begin(self, kind: type[_F], key: bytes, packet: ip.Packet, now: float) -> _F | None:
         real = self._reach.real(packet.destination, self._drop)

@@ -23,6 +23,7 @@ _ERRORS_AT_ONCE = 16
 
 _AT_ONCE = 32
 _LARGEST = 65_535
+_PIECE = 32_768
 
 _BY_TYPE = {(i, *kind_code): error for error in Error for i, kind_code in enumerate(error.value)}
 """By family (0: ICMPv4, 1: ICMPv6), type and code."""
@@ -41,6 +42,7 @@ class DatagramFlow(Flow):
         self.idle = idle
         """Seconds after which it ends."""
         self._owner, self._socket = owner, opened
+        self._identification = 0
         self._client, self._destination, self._real = packet.source, packet.destination, real
         try:
             _tell_errors(opened)
@@ -75,6 +77,39 @@ class DatagramFlow(Flow):
                     return
             else:
                 return
+
+    def _put(self, protocol: int, body: bytes) -> None:
+        """Send the client the payload of a packet from the destination: whole, whatever the MTU is.
+
+        The laptop's kernel takes from its TUN what an IP packet can be; only what a frame cannot hold is cut.
+        """
+        source, destination, owner = self._destination, self._client, self._owner
+        size = len(body)
+        if len(source) == 4:
+            fits = ip.HEADER_LENGTH4 + size <= owner.mtu
+            number = 0 if fits else self._next_identification()
+            owner.outbox.put(ip.build(source, destination, protocol, body, identification=number, dont_fragment=fits))
+        elif ip.HEADER_LENGTH6 + size <= _LARGEST:
+            owner.outbox.put(ip.build(source, destination, protocol, body))
+        else:
+            number = self._next_identification()
+            for start in range(0, size, _PIECE):
+                piece, more = body[start : start + _PIECE], start + _PIECE < size
+                owner.outbox.put(
+                    ip.build(
+                        source,
+                        destination,
+                        protocol,
+                        piece,
+                        identification=number,
+                        fragment_offset=start,
+                        more_fragments=more,
+                    )
+                )
+
+    def _next_identification(self) -> int:
+        self._identification = self._identification % 0xFFFF + 1
+        return self._identification
 
     def resume(self) -> None:
         self._owner.loop.add_reader(self._fd, self._on_readable)

@@ -41,19 +41,19 @@ class EchoFlow(DatagramFlow):
 
     def _answer(self, data: bytes) -> None:
         if len(data) >= icmp.HEADER_LENGTH and data[0] == self._reply:
-            self._owner.outbox.put(self._packet(self._reply, data, self._destination, self._client))
+            self._put(self._protocol, self._message(self._reply, data, self._destination, self._client))
 
     def _quoted(self, data: bytes) -> bytes | None:
         if len(data) < icmp.HEADER_LENGTH:
             return None
-        return self._packet(self._request, data, self._client, self._destination)
+        body = self._message(self._request, data, self._client, self._destination)
+        return ip.build(self._client, self._destination, self._protocol, body)
 
-    def _packet(self, kind: int, data: bytes, source: bytes, destination: bytes) -> bytes:
+    def _message(self, kind: int, data: bytes, source: bytes, destination: bytes) -> bytes:
         """A message as the socket has it, with the client's identifier."""
         sequence = data[6] << 8 | data[7]
         message = icmp.Message(kind, 0, self._identifier << 16 | sequence, data[icmp.HEADER_LENGTH :])
-        body = icmp.build(source, destination, message)
-        return ip.build(source, destination, self._protocol, body, dont_fragment=False)
+        return icmp.build(source, destination, message)
 
 
 def for_socket(message: icmp.Message) -> bytes:

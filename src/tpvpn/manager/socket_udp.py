@@ -19,7 +19,6 @@ class UdpFlow(DatagramFlow):
 
     def __init__(self, owner: Owner, key: bytes, packet: ip.Packet, real: bytes) -> None:
         self._client_port, self._port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
-        self._identification = 0
         opened = socket.socket(family_of(real), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         if len(real) == 16:  # a mapped address must not lead to IPv4, where the policy has other rules
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -29,19 +28,18 @@ class UdpFlow(DatagramFlow):
         if self.idle == IDLE:
             self.idle = IDLE_ANSWERED
         datagram = udp.Datagram(self._port, self._client_port, data)
-        body = udp.build(self._destination, self._client, datagram)
-        # The largest datagrams leave whole: the laptop's kernel takes them from its TUN whatever the MTU is.
-        self._identification = self._identification + 1 & 0xFFFF
-        packet = ip.build(
-            self._destination,
-            self._client,
-            ip.UDP,
-            body,
-            identification=self._identification,
-            dont_fragment=ip.HEADER_LENGTH4 + len(body) <= self._owner.mtu,
-        )
-        self._owner.outbox.put(packet)
+        self._put(ip.UDP, udp.build(self._destination, self._client, datagram))
 
     def _quoted(self, data: bytes) -> bytes:
         body = udp.build(self._client, self._destination, udp.Datagram(self._client_port, self._port, data))
         return ip.build(self._client, self._destination, ip.UDP, body)
+
+
+def answered_key(quoted: ip.Bytes) -> bytes:
+    """The key of the flow whose answer an ICMP error quotes, cut anywhere; of no flow when it is no datagram."""
+    four = bool(quoted) and quoted[0] >> 4 == 4
+    at, source, protocol = ((quoted[0] & 15) * 4, quoted[12:16], 9) if four else (40, quoted[8:24], 6)
+    ports = bytes(quoted[at : at + 4])
+    if len(ports) < 4 or quoted[protocol] != ip.UDP:
+        return b""
+    return bytes(source) + b"u" + ports[2:] + ports[:2]
