@@ -10,15 +10,16 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NoReturn
 
-from tpvpn.errors import TpvpnError, UsageError
+from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.manager.kernel_exit import KernelExit
 from tpvpn.manager.options import add_options
 from tpvpn.manager.server import Server
+from tpvpn.manager.socket_exit import KEPT_DESCRIPTORS, MAX_FLOWS, SocketExit
 from tpvpn.proto.token import ANONYMOUS, parse_tokens
 
 log = logging.getLogger("tpvpn.manager")
@@ -40,10 +41,32 @@ def run(options: argparse.Namespace) -> int:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     except ImportError:
         runner = asyncio.Runner()
-    with runner, contextlib.closing(KernelExit(destinations=destinations)) as exit:
-        exit.open()
+    with runner, contextlib.closing(_open_exit(options.exit, destinations)) as exit:
         runner.run(_serve(Server(exit, tokens, tls), listening))
     return 0
+
+
+def _open_exit(kind: str, destinations: Sequence[str]) -> KernelExit | SocketExit:
+    """The exit that was asked for; `auto`: the kernel's if it may be used, and why not is logged."""
+    if kind != "socket":
+        kernel = KernelExit(destinations=destinations)
+        try:
+            kernel.open()
+        except PrivilegeError as error:
+            if kind == "kernel":
+                raise
+            log.info("%s; packets leave by sockets", error)
+        else:
+            return kernel
+    sockets = SocketExit(destinations=destinations, max_flows=_descriptors())
+    sockets.open()
+    return sockets
+
+
+def _descriptors() -> int:
+    """How many flows of the socket exit the process may have a descriptor for."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - KEPT_DESCRIPTORS
+    return max(1, min(MAX_FLOWS, most))
 
 
 def _allow_descriptors() -> None:
@@ -59,7 +82,7 @@ async def _serve(server: Server, listening: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     host, port = listening.getsockname()[:2]
-    log.info("listening on %s port %d, exit %s", host, port, _described(server.exit.families))
+    log.info("listening on %s port %d, exit %s", host, port, _described(server.exit.kind, server.exit.families))
     serving = loop.create_task(server.serve(listening))
     await stopping.wait()
     log.info("shutting down")
@@ -68,9 +91,9 @@ async def _serve(server: Server, listening: socket.socket) -> None:
     await server.close()
 
 
-def _described(families: Mapping[int, bool]) -> str:
+def _described(kind: str, families: Mapping[int, bool]) -> str:
     carried = " and ".join(f"IPv{version}" for version, carried in families.items() if carried)
-    return f"kernel ({carried})"
+    return f"{kind} ({carried})"
 
 
 def _listen(address: str) -> socket.socket:

@@ -6,7 +6,7 @@ import argparse
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of DESIGN's `manager`, for the command line and for the zipapp."""
     parser.add_argument("--listen", metavar="HOST:PORT", required=True, help="address and port of sessions and health")
-    parser.add_argument("--exit", choices=["auto", "kernel"], default="auto", help="how packets leave")
+    parser.add_argument("--exit", choices=["auto", "kernel", "socket"], default="auto", help="how packets leave")
     parser.add_argument("--token-file", metavar="F", help="file of `name: token` lines, read again when it changes")
     parser.add_argument(
         "--destination", metavar="CIDR", action="append", default=[], help="forward only to this subnet (repeatable)"
