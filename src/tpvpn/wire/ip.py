@@ -82,7 +82,8 @@ def ones_sum(data: Bytes) -> int:
 
 def checksum(data: Bytes, before: int = 0) -> int:
     """The checksum of `data`, to which the sum `before` (a pseudo-header's) is added."""
-    return 0xFFFF - (ones_sum(data) + before) % 0xFFFF
+    # In ones' complement zero is 0xFFFF, unless nothing but zeros was added.
+    return -(ones_sum(data) + before) % 0xFFFF or (0 if before or any(data) else 0xFFFF)
 
 
 def is_valid(data: Bytes, before: int = 0) -> bool:

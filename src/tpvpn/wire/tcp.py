@@ -201,7 +201,7 @@ class Writer:
             _VNET.pack_into(buffer, at, vnet.NEEDS_CHECKSUM, gso, headers, gso_size, ip_length, 16)
         if ip_length == ip.HEADER_LENGTH4:
             total = ip_length + length
-            checksum = 0xFFFF - (self._header_sum + total) % 0xFFFF
+            checksum = -(self._header_sum + total) % 0xFFFF
             _IP4.pack_into(buffer, at_ip, 0x45000000 | total, 0x4000, 0x4006, checksum, self._source, self._destination)
         else:
             _IP6.pack_into(buffer, at_ip, 6 << 28, length, 0x0640, self._source, self._destination)

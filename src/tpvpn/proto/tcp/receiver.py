@@ -24,6 +24,7 @@ class Receiver:
     """RCV.* of RFC 9293; `irs` is the position of the peer's SYN."""
 
     __slots__ = (
+        "_consumed",
         "_interactive",
         "_latest",
         "_owned",
@@ -56,6 +57,7 @@ class Receiver:
         self.ack_at: float | None = None
         self._queue: list[memoryview] = []
         self._parts: list[tuple[int, bytes]] = []
+        self._consumed = False
         self._owned = 0
         self._latest = 0
         self._interactive = False
@@ -136,6 +138,7 @@ class Receiver:
 
     def consume(self, count: int) -> None:
         """The application has taken so many bytes."""
+        self._consumed = True
         self.queued -= count
         queue = self._queue
         while count and count >= len(queue[0]):
@@ -157,7 +160,9 @@ class Receiver:
 
     @property
     def window_update_due(self) -> bool:
-        """Whether the window has opened so far that the peer should know without asking."""
+        """Whether the application has opened the window so far that the peer should know without asking."""
+        if not self._consumed:
+            return False
         free = self.nxt + self.capacity - self.queued - self.edge
         return free >= self.capacity // 2 or (self.edge - self.nxt < self.mss <= free)
 
@@ -173,7 +178,7 @@ class Receiver:
         """A segment with the acknowledgment leaves."""
         if with_data and now - self._received_at < DELAY:
             self._interactive = True
-        self.ack_due = False
+        self.ack_due = self._consumed = False
         self.ack_at = None
 
     def handle_timeout(self) -> None:
