@@ -9,7 +9,7 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
-from tpvpn.proto.tcp import PEER_CLOSED, RESET, Connection, Limits, State
+from tpvpn.proto.tcp import PEER_CLOSED, RESET, Connection, Limits, State, reset_for
 from tpvpn.wire.tcp import Segment
 
 MSS = 1460
@@ -80,19 +80,26 @@ class Joined:
         while not (until and until()):
             times = [self._flying[0][0]] if self._flying else []
             times += [at for connection in self.ends if (at := connection.next_timeout()) is not None]
+            hungry = zip(self.ends, self.applications, strict=True)
+            times += [self.now + 0.001 for connection, one in hungry if one.greed and connection.readable]
             if not times or min(times) > end:
                 self.now = end if seconds < 1e9 else self.now
                 return
             self.now = max(self.now, min(times))
             while self._flying and self._flying[0][0] <= self.now:
                 _, _, to, segment = heapq.heappop(self._flying)
-                self.ends[to].receive_segment(segment, self.now)
+                if not self.ends[to].is_closed:
+                    self.ends[to].receive_segment(segment, self.now)
+                elif answer := reset_for(segment):
+                    self._put_on_path(to, answer)
             for connection in self.ends:
                 connection.handle_timeout(self.now)
             self._turn()
 
     def open(self) -> None:
-        """Run until both ends are established."""
+        """Run until both ends are established; neither closes by itself."""
+        for application in self.applications:
+            application.closes = False
         self.run(60, lambda: all(end.state is State.ESTABLISHED for end in self.ends))
         assert all(end.state is State.ESTABLISHED for end in self.ends)
 
@@ -132,17 +139,19 @@ class Joined:
             connection.shutdown_write()
 
     def _send(self, index: int) -> None:
-        path = self.paths[index]
         while segments := self.ends[index].segments_to_send(self.now):
             for segment in segments:
                 self.sent[index] += 1
                 self.payload_sent[index] += len(segment.payload)
                 self.log.append((self.now, index, segment))
-                for _ in range(1 + (self.random.random() < path.repeat)):
-                    if path.cut or self.random.random() < path.loss:
-                        continue
-                    late = self.random.random() * path.jitter if self.random.random() < path.late else 0
-                    self.put(1 - index, segment, path.delay + late)
+                self._put_on_path(index, segment)
             if self.ends[index].state in (State.CLOSED, State.LISTEN):
                 break
             self._serve(index)
+
+    def _put_on_path(self, index: int, segment: Segment) -> None:
+        path = self.paths[index]
+        for _ in range(1 + (self.random.random() < path.repeat)):
+            if not path.cut and self.random.random() >= path.loss:
+                late = self.random.random() * path.jitter if self.random.random() < path.late else 0
+                self.put(1 - index, segment, path.delay + late)
