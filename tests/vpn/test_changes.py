@@ -119,6 +119,8 @@ def test_a_connection_that_began_in_the_gap_is_not_left_hanging(laptop: Laptop) 
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process and its threads used (proc_pid_stat(5): utime and stime)."""
+    """What a process and its children (the helper) used: proc_pid_stat(5), utime and stime."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_seconds(int(child)) for child in children)
