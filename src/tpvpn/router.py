@@ -16,6 +16,7 @@ from tpvpn import report, rundir
 from tpvpn.dns.names import Names
 from tpvpn.errors import ManagerError, UsageError
 from tpvpn.helper.client import Claimed, HelperClient
+from tpvpn.holders import holders
 from tpvpn.privileged import Seen
 from tpvpn.privileged import look as look_privileged
 from tpvpn.route.changes import Changes
@@ -85,8 +86,9 @@ class Router:
         """
         self._dialled = tuple(dialled)
         await self._look_up()
+        view = see(await read_view(), Seen((), holders(), (), ()))
         # Of a session of this name that runs nothing counts: it is refused for its name, not for its routes.
-        self._accept(self._make_plan(await read_view(), rundir.table_of(name)))
+        self._accept(self._make_plan(view, rundir.table_of(name)))
 
     async def _look_up(self) -> None:
         """Look the names up; UsageError when one that was typed is not found (one of a file may be a VPN's)."""
