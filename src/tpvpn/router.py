@@ -21,7 +21,7 @@ from tpvpn.privileged import Seen
 from tpvpn.privileged import look as look_privileged
 from tpvpn.route.changes import Changes
 from tpvpn.route.conflict import NEVER
-from tpvpn.route.fib import View
+from tpvpn.route.fib import Route, Rule, View
 from tpvpn.route.netlink import ask, read_view
 from tpvpn.route.operations import operations
 from tpvpn.route.plan import make_plan
@@ -155,11 +155,12 @@ class Router:
 
     async def _apply(self, view: View, plan: Plan) -> None:
         await self._map(plan)
-        await self._helper.apply(operations(plan, view, self._claimed.table, self._claimed.device))
+        steps = operations(plan, view, self._claimed.table, self._claimed.device)
+        await self._helper.apply(steps)
         before, self.plan = self.plan, plan
         self._tell(before)
         await self._confirm()
-        await self._reset_stranded(before)
+        await self._reset_stranded(before, [step.target for step in steps if step.verb == "add"])
 
     async def _map(self, plan: Plan) -> None:
         """Let the manager map the virtual subnets before anything is routed to them."""
@@ -204,10 +205,15 @@ class Router:
             self._say(f"warning: {prefix} is {shadowed[prefix]}")
         self.shadowed = shadowed
 
-    async def _reset_stranded(self, before: Plan) -> None:
-        """Reset connections that were open when their route changed: their source address is another path's."""
+    async def _reset_stranded(self, before: Plan, added: Sequence[Route | Rule]) -> None:
+        """Reset connections that were open when their route changed: their source address is another path's.
+
+        So is that of those that began while a rule or route of ours was gone, or another rule was in front of ours.
+        """
         old, new = (Space(plan.routes) - Space(plan.throws) for plan in (before, self.plan))
-        withdrawn, routed = (old - new).prefixes(), (new - old).prefixes()
+        again = any(isinstance(one, Rule) for one in added)
+        taken = new if again else new & Space(one.prefix for one in added if isinstance(one, Route))
+        withdrawn, routed = (old - new).prefixes(), (taken | (new - old)).prefixes()
         if withdrawn or routed:
             count = await self._helper.reset(withdrawn, routed)
             if count:
