@@ -5,14 +5,11 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpvpn.firewall.expressions import rule
+from tpvpn.firewall.expressions import _HANDLERS, rule
 from tpvpn.firewall.model import Verdict
 from tpvpn.netlink import attribute, attribute_text, nest
 
-NAMES = st.sampled_from(
-    "meta ct payload fib bitwise byteorder immediate cmp range lookup match target reject queue notrack objref exthdr "
-    "counter novelty".split()
-)
+NAMES = st.sampled_from((*_HANDLERS, "counter", "novelty"))
 FIELDS = st.lists(st.builds(attribute, st.integers(0, 12), st.binary(max_size=24)))
 
 

@@ -195,9 +195,19 @@ _piece = lru_cache(maxsize=4096)(Piece)
 """Rules ask for the same fields again and again: one value for all of them."""
 
 
-def _word(register: int) -> int:
-    """A register's place in words: NFT_REG_1 to NFT_REG_4 have four each, NFT_REG32_00 (8) and on are single ones."""
-    return register * 4 if register <= 4 else register - 4
+_REGISTERS = 20
+"""Words of 4 bytes, those of the verdict among them."""
+
+
+def _span(register: int, length: int) -> tuple[int, int]:
+    """First word and number of words of a value. ValueError when the registers have no such place.
+
+    NFT_REG_1 to NFT_REG_4 have four words each, NFT_REG32_00 (8) and those after it one.
+    """
+    word, words = register * 4 if register <= 4 else register - 4, -(-length // 4)
+    if not 0 < words <= _REGISTERS - word:
+        raise ValueError(f"{length} bytes in register {register}")
+    return word, words
 
 
 class _Machine:
@@ -232,15 +242,14 @@ class _Machine:
     # -- registers -----------------------------------------------------------------------------------------------------
 
     def _store(self, register: int, field: Field, *steps: Mask | Swap) -> None:
-        word, words = _word(register), -(-field.length // 4)
+        word, words = _span(register, field.length)
         for place in range(word + 1, word + words):
             self._registers.pop(place, None)
         self._registers[word] = _piece(field, steps, words)
 
     def _load(self, register: int, length: int) -> Operand:
         """What the registers hold from this one on."""
-        word = _word(register)
-        words = -(-length // 4)
+        word, words = _span(register, length)
         end = word + words
         whole = self._registers.get(word)
         if whole and whole.words == words and (words == 1 or len(self._registers) == 1):
@@ -258,8 +267,8 @@ class _Machine:
     def _compute(self, fields: Attributes, step: Mask | Swap, length: int) -> None:
         pieces = self._load(number(fields, 1), length).pieces
         computed = pieces[0] if len(pieces) == 1 else Piece(Field("a computation", length))
-        words = -(-length // 4)
-        self._registers[_word(number(fields, 2))] = _piece(computed.field, (*computed.steps, step), words)
+        word, words = _span(number(fields, 2), length)
+        self._registers[word] = _piece(computed.field, (*computed.steps, step), words)
 
     # -- expressions that load or compute ------------------------------------------------------------------------------
 
@@ -298,13 +307,16 @@ class _Machine:
     def bitwise(self, fields: Attributes) -> None:
         length = number(fields, 3)
         if number(fields, 6):  # shifts, and operations on two registers
-            self._registers[_word(number(fields, 2))] = Piece(Field("a computation", length), (), -(-length // 4))
+            self._store(number(fields, 2), Field("a computation", length))
             return
         mask, flipped = (int.from_bytes(value(fields[kind])) for kind in (4, 5))
         self._compute(fields, Mask(mask, flipped, length), length)
 
     def byteorder(self, fields: Attributes) -> None:
-        self._compute(fields, Swap(number(fields, 5)), number(fields, 4))
+        size, length = number(fields, 5), number(fields, 4)
+        if size not in (2, 4, 8):
+            raise ValueError(f"bytes swapped in groups of {size}")
+        self._compute(fields, Swap(size), length)
 
     def immediate(self, fields: Attributes) -> None:
         register = number(fields, 1)
