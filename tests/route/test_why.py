@@ -41,9 +41,10 @@ def why(address: str, flags: str = "", session: bool = True) -> Why:
          ["tpvpn connect --never-proxy 172.20.0.1"]),
         ("172.20.9.9", "", "never proxied (172.20.9.9/32, --never-proxy): it keeps the way", "eth0", []),
         ("10.130.0.1", "--on-conflict skip", "withheld: 10.0.0.0/8 on tun0 (openvpn) is in conflict with it", "tun0",
-         ["tpvpn connect --allow-conflicting-subnets 10.130.0.0/16", "tpvpn connect --on-conflict hosts --host 10.130.0.1",
+         ["tpvpn connect --allow-conflicting-subnets 10.130.0.0/16",
+          "tpvpn connect --on-conflict hosts --host 10.130.0.1",
           "tpvpn connect --on-conflict virtual"]),
-        ("127.0.0.1", "", "stays with the host", None, []),
+        ("127.0.0.1", "", "stays with the host", "eth0", []),
         ("172.20.130.1", "--never-proxy 172.20.130.0/24 --also-proxy 172.20.130.0/28", "goes into the tunnel", DEVICE,
          ["tpvpn connect --never-proxy 172.20.130.1"]),
         ("172.20.130.99", "--never-proxy 172.20.130.0/24 --also-proxy 172.20.130.0/28", "never proxied", "eth0", []),
@@ -52,7 +53,7 @@ def why(address: str, flags: str = "", session: bool = True) -> Why:
          ["tpvpn connect --never-proxy 10.130.0.1"]),
     ],
 )  # fmt: skip
-def test_sentence(address: str, flags: str, sentence: str, device: str | None, commands: list[str]) -> None:
+def test_sentence(address: str, flags: str, sentence: str, device: str, commands: list[str]) -> None:
     answer = why(address, flags)
     assert sentence in answer.sentence and answer.sentence.startswith(address)
     assert answer.now.device == device
