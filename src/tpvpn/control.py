@@ -79,9 +79,7 @@ def ask(directory: Path, request: str) -> dict[str, Any]:
     except PermissionError as error:
         raise UsageError("this session is another user's: ask as that user, or as root") from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise UsageError(
-            "this session does not answer any more: the next `tpvpn connect` repairs what it left"
-        ) from error
+        raise UsageError("this session does not answer: it is connecting still, or has just ended") from error
     except (OSError, ValueError) as error:
         raise TpvpnError(f"the session did not answer: {error}") from error
     if not answer:

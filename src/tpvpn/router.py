@@ -14,19 +14,24 @@ from typing import Any, Protocol
 
 from tpvpn import report, rundir
 from tpvpn.dns.names import Names
-from tpvpn.errors import UsageError
+from tpvpn.errors import TpvpnError, UsageError
 from tpvpn.helper.client import Claimed, HelperClient
+from tpvpn.holders import holders
 from tpvpn.privileged import Seen
 from tpvpn.privileged import look as look_privileged
 from tpvpn.route.changes import Changes
 from tpvpn.route.conflict import NEVER
-from tpvpn.route.fib import View
+from tpvpn.route.fib import Route, Rule, View
 from tpvpn.route.netlink import ask, read_view
-from tpvpn.route.operations import operations
+from tpvpn.route.operations import operations, ours, tunnelled
 from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix, Space
 from tpvpn.route.verdict import Plan, Request, Subnet, Wanted
 
+SHOWN = 3
+"""How many routes that are in the way one line of the log names."""
+RETRY = 1.0
+"""Seconds after an update that failed until it is tried again, if nothing changes before."""
 HISTORY = 100
 """Changes that are remembered for `status`."""
 IDLE_FOR_BUSY = 3
@@ -66,7 +71,7 @@ class Router:
         self.plan = Plan(True, ())
         self.shadowed: dict[str, str] = {}
         self.changes: deque[Change] = deque(maxlen=HISTORY)
-        self._since: dict[str, Change] = {}
+        self._since: dict[Wanted, Change] = {}
 
     # -- before anything is changed ------------------------------------------------------------------------------------
 
@@ -85,8 +90,9 @@ class Router:
         """
         self._dialled = tuple(dialled)
         await self._look_up()
+        view = see(await read_view(), Seen((), holders(), (), ()))
         # Of a session of this name that runs nothing counts: it is refused for its name, not for its routes.
-        self._accept(self._make_plan(await read_view(), rundir.table_of(name)))
+        self._accept(self._make_plan(view, rundir.table_of(name)))
 
     async def _look_up(self) -> None:
         """Look the names up; UsageError when one that was typed is not found (one of a file may be a VPN's)."""
@@ -106,6 +112,8 @@ class Router:
         warnings = (*view.warnings, *doubts)
         if self._terms is not None and not self._terms.ipv6:
             view, warnings = replace(view, ipv6=False), (*warnings, "the manager carries no IPv6")
+        elif self._terms is not None and not has_ipv6_address(view, self._claimed.device):
+            view = replace(view, ipv6=False)
         policy = self._request.policy
         policy = replace(policy, never=policy.never + self._dialled)
         return make_plan(replace(view, warnings=warnings), wanted, policy, table)
@@ -147,11 +155,12 @@ class Router:
 
     async def _apply(self, view: View, plan: Plan) -> None:
         await self._map(plan)
-        await self._helper.apply(operations(plan, view, self._claimed.table, self._claimed.device))
+        steps = operations(plan, view, self._claimed.table, self._claimed.device)
+        await self._helper.apply(steps)
         before, self.plan = self.plan, plan
         self._tell(before)
         await self._confirm()
-        await self._reset_stranded(before)
+        await self._reset_stranded(before, [step.target for step in steps if step.verb == "add"])
 
     async def _map(self, plan: Plan) -> None:
         """Let the manager map the virtual subnets before anything is routed to them."""
@@ -164,27 +173,24 @@ class Router:
         """Say and remember what changed of each subnet."""
         old = {subnet.wanted: subnet for subnet in before.subnets}
         at = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        changes = list[Change]()
         for new in self.plan.subnets:
             was = old.pop(new.wanted, None)
-            if was is None or (was.verdict, was.routes) != (new.verdict, new.routes):
-                self._remember(
-                    Change(at, str(new.wanted.prefix), new.verdict, reason(new, was)), quiet=not before.subnets
-                )
-        for gone in old.values():
-            why = f"{gone.wanted.source} has it no more"
-            self._remember(Change(at, str(gone.wanted.prefix), "gone", why), quiet=False)
-
-    def _remember(self, change: Change, quiet: bool) -> None:
-        self.changes.append(change)
-        self._since[change.cidr] = change
-        if not quiet:
+            if was is None or (was.verdict, was.routes, against(was)) != (new.verdict, new.routes, against(new)):
+                self._since[new.wanted] = Change(at, str(new.wanted.prefix), new.verdict, reason(new, was))
+                changes.append(self._since[new.wanted])
+        for gone in old:
+            del self._since[gone]
+            changes.append(Change(at, str(gone.prefix), "gone", f"{gone.source} has it no more"))
+        self.changes += changes
+        for change in changes if before.subnets else ():
             self._say(f"{change.cidr} is now {change.verdict}: {change.because}")
 
     async def _confirm(self) -> None:
         """Ask the kernel where an address of everything routed, and of every exception, goes."""
-        throws = Space(self.plan.throws)
-        expected = [(prefix, (Space([prefix]) - throws).prefixes(), True) for prefix in self.plan.routes]
-        expected += [(prefix, (prefix,), False) for prefix in self.plan.throws]
+        inside = self._tunnelled(self.plan)
+        expected = [(prefix, (Space([prefix]) & inside).prefixes(), True) for prefix in self.plan.routes]
+        expected += [(prefix, (Space([prefix]) - inside).prefixes(), False) for prefix in self.plan.throws]
         asked = [(prefix, Prefix.host(parts[0].address()), ours) for prefix, parts, ours in expected if parts]
         answers = await ask([host for _, host, _ in asked])
         shadowed = {
@@ -196,10 +202,18 @@ class Router:
             self._say(f"warning: {prefix} is {shadowed[prefix]}")
         self.shadowed = shadowed
 
-    async def _reset_stranded(self, before: Plan) -> None:
-        """Reset connections that were open when their route changed: their source address is another path's."""
-        old, new = (Space(plan.routes) - Space(plan.throws) for plan in (before, self.plan))
-        withdrawn, routed = (old - new).prefixes(), (new - old).prefixes()
+    def _tunnelled(self, plan: Plan) -> Space:
+        return tunnelled(ours(plan, self._claimed.table, self._claimed.device))
+
+    async def _reset_stranded(self, before: Plan, added: Sequence[Route | Rule]) -> None:
+        """Reset connections that were open when their route changed: their source address is another path's.
+
+        So is that of those that began while a rule or route of ours was gone, or another rule was in front of ours.
+        """
+        old, new = self._tunnelled(before), self._tunnelled(self.plan)
+        again = any(isinstance(one, Rule) for one in added)
+        taken = new if again else new & Space(one.prefix for one in added if isinstance(one, Route))
+        withdrawn, routed = (old - new).prefixes(), (taken | (new - old)).prefixes()
         if withdrawn or routed:
             count = await self._helper.reset(withdrawn, routed)
             if count:
@@ -212,10 +226,19 @@ class Router:
             changes.add(policies)
         loop = asyncio.get_running_loop()
         names = asyncio.create_task(self._names.follow(changes.tell))
+        failed = ""
         try:
             async for _ in changes:
                 begun = loop.time()
-                await self.update()
+                try:
+                    await self.update()
+                    failed = ""
+                except (TpvpnError, OSError) as error:
+                    # What was looked at is different by now, a device that is going for example: look again.
+                    if str(error) != failed:
+                        self._say(f"warning: the routes are not as planned, which is tried again: {error}")
+                    failed = str(error)
+                    loop.call_later(RETRY, changes.tell)
                 await asyncio.sleep(IDLE_FOR_BUSY * (loop.time() - begun))
         finally:
             names.cancel()
@@ -224,10 +247,15 @@ class Router:
         """The routes' part of a session's status."""
         return {
             "shadowed": self.shadowed,
-            "verdicts": {cidr: asdict(change) for cidr, change in self._since.items()},
+            "verdicts": {change.cidr: asdict(change) for change in self._since.values()},
             "changes": [asdict(change) for change in self.changes],
             "plan": report.as_json(self.plan),
         }
+
+
+def has_ipv6_address(view: View, device: str) -> bool:
+    """Whether the device has an IPv6 address of the manager's: switching IPv6 off takes it away for good."""
+    return any(one.device == device and one.prefix.version == 6 and one.scope == 0 for one in view.addresses)
 
 
 def see(view: View, seen: Seen) -> View:
@@ -238,10 +266,22 @@ def see(view: View, seen: Seen) -> View:
 
 def reason(new: Subnet, was: Subnet | None) -> str:
     """Why a subnet has its verdict, in words."""
-    against = [one for one in new.conflicts if not one.allowed]
-    if new.verdict in ("routed", "excluded") or not against:
-        return "as wanted" if was is None else "nothing private is in the way any more"
-    return ", ".join(f"{one.route} on {one.device or 'an IPsec policy'} ({one.owner})" for one in against[:3])
+    if new.verdict == "excluded":
+        return (
+            "a never-proxy covers it" if new.wanted.prefix.version == 4 else "a never-proxy covers it, or IPv6 is off"
+        )
+    if in_the_way := against(new):
+        return in_the_way
+    if was is None or new.verdict == "virtual":
+        return "as wanted"
+    return "nothing private is in the way any more" if against(was) else "as wanted again"
+
+
+def against(subnet: Subnet) -> str:
+    """What of others is in the way of a subnet, in words: "10.0.0.0/8 on tun0 (openvpn)"."""
+    found = [one for one in subnet.conflicts if not one.allowed]
+    shown = [f"{one.route} on {one.device or 'an IPsec policy'} ({one.owner})" for one in found[:SHOWN]]
+    return ", ".join([*shown, f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else shown)
 
 
 def by_name(

@@ -100,10 +100,10 @@ def sessions() -> list[Session]:
 
 
 def read(name: str) -> Session | None:
-    """What the session's directory tells of it; None when there is none."""
+    """What the session's directory tells of it; None when there is none that may be read."""
     try:
         return decode((directory(name) / "session").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
 
 

@@ -216,7 +216,7 @@ def test_two_sessions_leave_each_other_alone() -> None:
         "--pod-cidr 0.0.0.0/0", "--pod-cidr ::/0", "--also-proxy ::1", "--also-proxy fe80::/64", "--also-proxy ff02::1",
         "--also-proxy 198.51.100.0/24 --never-proxy 198.51.100.0/24", "--pod-cidr 10.132.0.1/16", "--never-proxy x",
         "--allow-conflicting-subnets 10.1.0.0/8", "--also-proxy 10.1.0.0/16,,10.2.0.0/16",
-        "--pod-cidr 10.0.0.0/8 --on-conflict virtual", "--pod-cidr fd00::/8 --virtual pod", "--host 10.130.0.1",
+        "--pod-cidr fd00::/8 --virtual pod", "--host 10.130.0.1",
         "--on-conflict hosts", "--on-conflict hosts --host 10.130.0.0/24", "--virtual 10.131.0.0/16", "--virtual pod",
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ def mapper(*cluster: str, occupied: tuple[str, ...] = ()) -> Mapper:
     routes = tuple(Route(Prefix.parse(one), nexthops=(Nexthop("tun0"),)) for one in occupied)
     view = View(default_rules(), routes, LINKS)
     wanted = [Wanted(Prefix.parse(one), "service", "test") for one in cluster]
-    return Mapper(wanted, classify(view, Space(POOLS.values())), view, None)
+    return Mapper(wanted, classify(view, Space(POOLS.values())))
 
 
 def place(one: Mapper, text: str) -> Prefix:

@@ -1,11 +1,15 @@
 """Why an address goes where it goes: the sentence, the ways now and without us, and what changes it."""
 
+from dataclasses import replace
+
 import pytest
 from textview import DEVICE, TABLE, apply, plan_of, read_view, sections
 
 from tpvpn.errors import UsageError
 from tpvpn.report import as_json
+from tpvpn.route.fib import IpsecPolicy
 from tpvpn.route.operations import operations
+from tpvpn.route.prefix import Prefix
 from tpvpn.route.why import Why, explain
 
 LAPTOP = read_view(
@@ -27,7 +31,7 @@ def why(address: str, flags: str = "", session: bool = True) -> Why:
     """The answer on a laptop with a session of these flags, or with none."""
     plan = plan_of(LAPTOP, f"{CLUSTER} {flags}")
     view = apply(LAPTOP, operations(plan, LAPTOP, TABLE, DEVICE)) if session else LAPTOP
-    return explain(view, address, as_json(plan))
+    return explain(view, address, as_json(plan), DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +41,13 @@ def why(address: str, flags: str = "", session: bool = True) -> Why:
          ["tpvpn connect --never-proxy 172.20.0.1"]),
         ("172.20.9.9", "", "never proxied (172.20.9.9/32, --never-proxy): it keeps the way", "eth0", []),
         ("10.130.0.1", "--on-conflict skip", "withheld: 10.0.0.0/8 on tun0 (openvpn) is in conflict with it", "tun0",
-         ["tpvpn connect --allow-conflicting-subnets 10.130.0.1", "tpvpn connect --on-conflict hosts --host 10.130.0.1",
+         ["tpvpn connect --allow-conflicting-subnets 10.130.0.0/16",
+          "tpvpn connect --on-conflict hosts --host 10.130.0.1",
           "tpvpn connect --on-conflict virtual"]),
+        ("127.0.0.1", "", "stays with the host", "eth0", []),
+        ("172.20.130.1", "--never-proxy 172.20.130.0/24 --also-proxy 172.20.130.0/28", "goes into the tunnel", DEVICE,
+         ["tpvpn connect --never-proxy 172.20.130.1"]),
+        ("172.20.130.99", "--never-proxy 172.20.130.0/24 --also-proxy 172.20.130.0/28", "never proxied", "eth0", []),
         ("8.8.8.8", "", "belongs to no subnet of the cluster", "eth0", ["tpvpn connect --also-proxy 8.8.8.8"]),
         ("10.130.0.1", "--allow-conflicting-subnets 10.130.0.0/16", "goes into the tunnel", DEVICE,
          ["tpvpn connect --never-proxy 10.130.0.1"]),
@@ -66,6 +75,17 @@ def test_both_sides_of_a_virtual_subnet() -> None:
     back = why(there.virtual, "--on-conflict virtual")
     assert back.virtual == "10.130.7.9" and back.now.device == DEVICE
     assert f"{there.virtual} is virtual and stands for 10.130.7.9" in back.sentence
+
+
+def test_what_has_no_way_in_is_offered_none() -> None:
+    answer = why("10.130.0.1", "--never-proxy 10.130.0.0/16")
+    assert answer.subnet and answer.subnet["verdict"] == "excluded" and not answer.changes
+    policy = IpsecPolicy(Prefix.parse("0.0.0.0/0"), Prefix.parse("172.20.0.0/24"))
+    plan = as_json(plan_of(LAPTOP, CLUSTER))
+    assert (
+        "the IPsec policy for 172.20.0.0/24"
+        in explain(replace(LAPTOP, policies=(policy,)), "172.20.0.1", plan, DEVICE).sentence
+    )
 
 
 def test_json_is_plain() -> None:

@@ -92,7 +92,7 @@ def read_link(line: str) -> Link:
     flags = rest[rest.index("<") + 1 : rest.index(">")].split(",")
     up, carrier = "UP" in flags, "LOWER_UP" in flags
     kind = value(rest.split(), "kind")
-    return Link(int(index), name.strip().partition("@")[0], kind, up, carrier, "LOOPBACK" in flags)
+    return Link(int(index), name.strip().partition("@")[0], kind, up, carrier, loopback="LOOPBACK" in flags)
 
 
 def read_address(line: str) -> Address:

@@ -74,13 +74,14 @@ def test_a_vpn_that_flaps_is_cheap_and_ends_right(laptop: Laptop, stays: bool) -
     before = laptop.state()
     with laptop.connected("--on-conflict", "fail", wanted=WANTED4) as session:
         assert is_ours(laptop)
-        spent, began = cpu_seconds(session.process.pid), time.monotonic()
+        both = (session.process.pid, laptop.process("laptop", "tpvpn.helper.root"))
+        spent, began = sum(map(cpu_seconds, both)), time.monotonic()
         turns = 0
         while time.monotonic() < began + FLAPPING:
             covers(laptop, "delete" if turns % 2 else "add")
             turns += 1
             time.sleep(max(0.0, began + turns * PERIOD - time.monotonic()))  # the VPN's own pace
-        spent, lasted = cpu_seconds(session.process.pid) - spent, time.monotonic() - began
+        spent, lasted = sum(map(cpu_seconds, both)) - spent, time.monotonic() - began
         if (turns % 2 == 1) != stays:
             covers(laptop, "add" if stays else "delete")
         eventually(lambda: is_ours(laptop) != stays, 1.5, "the right state in the end")
@@ -94,7 +95,6 @@ def test_a_vpn_that_flaps_is_cheap_and_ends_right(laptop: Laptop, stays: bool) -
     laptop.is_as(before)
 
 
-@pytest.mark.xfail(reason="resets follow the plan's routes alone, not a rule that was placed anew", strict=True)
 def test_a_connection_that_began_in_the_gap_is_not_left_hanging(laptop: Laptop) -> None:
     """A VPN's rule comes in front of ours. Until ours is in front again, what begins has the VPN's address for good."""
     allowed = ("--allow-conflicting-subnets", "10.128.0.0/9")
@@ -119,6 +119,6 @@ def test_a_connection_that_began_in_the_gap_is_not_left_hanging(laptop: Laptop) 
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process and its threads used (proc_pid_stat(5): utime and stime)."""
+    """What a process used: proc_pid_stat(5), utime and stime."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

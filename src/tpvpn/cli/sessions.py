@@ -25,12 +25,18 @@ def add_parsers(commands: Commands) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     from tpvpn import rundir
     from tpvpn.control import ask
+    from tpvpn.errors import UsageError
 
     running = [one for one in rundir.sessions() if arguments.name in (None, one.name)]
-    answers = [ask(one.directory, "status") for one in running]
+    answers = list[dict[str, Any]]()
+    for one in running:
+        try:
+            answers.append(ask(one.directory, "status"))
+        except UsageError as error:  # another user's, or it is connecting still: the others are shown all the same
+            print(f"{one.name}: process {one.pid}, not ready yet or not to be asked ({error})", file=sys.stderr)
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
-    elif not answers:
+    elif not running:
         print("no session runs here")
     for answer in answers if arguments.output == "text" else []:
         print(_text(answer))
@@ -47,11 +53,12 @@ def _text(status: dict[str, Any]) -> str:
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
     for subnet in status["plan"]["subnets"]:
-        shadow, since = status["shadowed"].get(subnet["cidr"]), status["verdicts"].get(subnet["cidr"])
+        since = status["verdicts"].get(subnet["cidr"])
         parts = [f"  {subnet['verdict']:9} {subnet['cidr']} ({subnet['kind']})"]
         parts += [f"at {subnet['virtual']}"] if subnet["virtual"] else []
         parts += [f"since {since['at'][11:19]}: {since['because']}"] if since else []
-        lines.append(", ".join([*parts, shadow] if shadow else parts))
+        lines.append(", ".join(parts))
+    lines += [f"  shadowed  {prefix} is {by}" for prefix, by in status["shadowed"].items()]
     return "\n".join(lines + [f"  warning   {warning}" for warning in status["plan"]["warnings"]])
 
 

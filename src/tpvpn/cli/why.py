@@ -1,6 +1,7 @@
 """`tpvpn why ADDRESS|NAME`: which rule, table and route take it, now and without us, and what would change that."""
 
 import argparse
+import contextlib
 import json
 import os
 from typing import Any
@@ -31,16 +32,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the answer for each address of the target; 0."""
     import asyncio
 
-    from tpvpn.holders import holders
-    from tpvpn.privileged import Seen
+    from tpvpn import rundir
+    from tpvpn.privileged import look
     from tpvpn.route.netlink import read_view
+    from tpvpn.route.prefix import Prefix
     from tpvpn.route.why import explain
     from tpvpn.router import see
 
     addresses = _addresses(arguments.target)
     plan, source = asyncio.run(_plan(arguments))
-    view = see(asyncio.run(read_view()), Seen((), holders(), (), ()))
-    answers = [explain(view, address, plan, os.getuid()).as_json() for address in addresses]
+    device = rundir.device_name(arguments.name)
+    view = see(asyncio.run(read_view()), look([Prefix.host(one) for one in addresses], device, ()))
+    answers = [explain(view, address, plan, device, os.getuid()).as_json() for address in addresses]
     if arguments.output == "json":
         print(
             json.dumps(
@@ -57,6 +60,12 @@ def _addresses(target: str) -> list[str]:
     """The addresses of a name, or the one that is given; UsageError when there are none."""
     import socket
 
+    from tpvpn.route.prefix import Prefix
+
+    with contextlib.suppress(UsageError):  # getaddrinfo(3) takes 10.130.1 for 10.130.0.1
+        return [Prefix.host(target).address()]
+    if not any(character.isalpha() for character in target):
+        raise UsageError(f"{target!r} is no address; write it like 10.130.0.80 or fd00:130::80")
     try:
         found = socket.getaddrinfo(target, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -28,6 +28,7 @@ from tpvpn.firewall.model import (
     Verdict,
     VerdictMap,
     constant,
+    equals,
     unreadable,
 )
 from tpvpn.netlink import parse_attributes
@@ -97,10 +98,17 @@ def text(attributes: Attributes, kind: int) -> str:
 
 
 def value(data: bytes) -> bytes:
-    """The bytes in an attribute of the kind NFTA_DATA_VALUE."""
-    return parse_attributes(data)[1]
+    """The bytes in an attribute that holds one, of the kind NFTA_DATA_VALUE. ValueError when it is a verdict."""
+    length, kind = _ATTRIBUTE.unpack_from(data)
+    if kind & 0x3FFF != 1:
+        raise ValueError("a verdict where a value should be")
+    return data[_ATTRIBUTE.size : length]
 
 
+_ATTRIBUTE = struct.Struct("=HH")
+
+
+@lru_cache(maxsize=1024)
 def verdict(data: bytes) -> Verdict | None:
     """The verdict in an attribute that has one; None for `continue`. KeyError when it is a value."""
     fields = parse_attributes(parse_attributes(data)[2])
@@ -176,13 +184,30 @@ def _user_comment(data: bytes) -> str:
 
 @lru_cache(maxsize=4096)
 def _parsed(element: bytes) -> tuple[str, Attributes]:
-    fields = parse_attributes(element)
-    return text(fields, 1), parse_attributes(fields.get(2, b""))
+    """Name and attributes of an expression; the name comes first (nf_tables_fill_expr_info)."""
+    length, _kind = _ATTRIBUTE.unpack_from(element)
+    name = element[_ATTRIBUTE.size : length - 1].decode()
+    return name, parse_attributes(element[length + -length % 4 + _ATTRIBUTE.size :])
 
 
-def _word(register: int) -> int:
-    """A register's place in words: NFT_REG_1 to NFT_REG_4 have four each, NFT_REG32_00 (8) and on are single ones."""
-    return register * 4 if register <= 4 else register - 4
+_operand = lru_cache(maxsize=4096)(Operand)
+_piece = lru_cache(maxsize=4096)(Piece)
+"""Rules ask for the same fields again and again: one value for all of them."""
+
+
+_REGISTERS = 20
+"""Words of 4 bytes, those of the verdict among them."""
+
+
+def _span(register: int, length: int) -> tuple[int, int]:
+    """First word and number of words of a value. ValueError when the registers have no such place.
+
+    NFT_REG_1 to NFT_REG_4 have four words each, NFT_REG32_00 (8) and those after it one.
+    """
+    word, words = register * 4 if register <= 4 else register - 4, -(-length // 4)
+    if not 0 < words <= _REGISTERS - word:
+        raise ValueError(f"{length} bytes in register {register}")
+    return word, words
 
 
 class _Machine:
@@ -191,6 +216,8 @@ class _Machine:
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
         self._registers: dict[int, Piece] = {}
+        self._lost = Field("a register")
+        """What a register that was not loaded holds."""
         self.steps: list[Condition | Effect] = []
         self.verdict: Verdict | VerdictMap | None = None
         self.comment = ""
@@ -204,37 +231,44 @@ class _Machine:
                 _HANDLERS[name](self, fields)
         except (KeyError, ValueError, IndexError, struct.error):
             # A kernel that says more than is known here: whatever a register holds now, nobody can tell.
-            self._registers.clear()
-            self.steps.append(unreadable(name))
+            self._forget(name)
         return self.verdict is not None
+
+    def _forget(self, what: str) -> None:
+        self._registers.clear()
+        self._lost = Field(what)
+        self.steps.append(unreadable(what))
 
     # -- registers -----------------------------------------------------------------------------------------------------
 
     def _store(self, register: int, field: Field, *steps: Mask | Swap) -> None:
-        word, words = _word(register), -(-field.length // 4)
+        word, words = _span(register, field.length)
         for place in range(word + 1, word + words):
             self._registers.pop(place, None)
-        self._registers[word] = Piece(field, steps, words)
+        self._registers[word] = _piece(field, steps, words)
 
     def _load(self, register: int, length: int) -> Operand:
         """What the registers hold from this one on."""
-        word = _word(register)
-        end = word - (-length // 4)
+        word, words = _span(register, length)
+        end = word + words
+        whole = self._registers.get(word)
+        if whole and whole.words == words and (words == 1 or len(self._registers) == 1):
+            return _operand((whole,), length)
         pieces: list[Piece] = []
         while word < end:
-            piece = self._registers.get(word) or Piece(Field("a register"))
+            piece = self._registers.get(word) or Piece(self._lost)
             words = 1
             while words < min(piece.words, end - word) and word + words not in self._registers:
                 words += 1
             pieces.append(piece if words == piece.words else piece._replace(words=words))
             word += words
-        return Operand(tuple(pieces), length)
+        return _operand(tuple(pieces), length)
 
     def _compute(self, fields: Attributes, step: Mask | Swap, length: int) -> None:
         pieces = self._load(number(fields, 1), length).pieces
         computed = pieces[0] if len(pieces) == 1 else Piece(Field("a computation", length))
-        words = -(-length // 4)
-        self._registers[_word(number(fields, 2))] = Piece(computed.field, (*computed.steps, step), words)
+        word, words = _span(number(fields, 2), length)
+        self._registers[word] = _piece(computed.field, (*computed.steps, step), words)
 
     # -- expressions that load or compute ------------------------------------------------------------------------------
 
@@ -273,13 +307,16 @@ class _Machine:
     def bitwise(self, fields: Attributes) -> None:
         length = number(fields, 3)
         if number(fields, 6):  # shifts, and operations on two registers
-            self._registers[_word(number(fields, 2))] = Piece(Field("a computation", length), (), -(-length // 4))
+            self._store(number(fields, 2), Field("a computation", length))
             return
         mask, flipped = (int.from_bytes(value(fields[kind])) for kind in (4, 5))
         self._compute(fields, Mask(mask, flipped, length), length)
 
     def byteorder(self, fields: Attributes) -> None:
-        self._compute(fields, Swap(number(fields, 5)), number(fields, 4))
+        size, length = number(fields, 5), number(fields, 4)
+        if size not in (2, 4, 8):
+            raise ValueError(f"bytes swapped in groups of {size}")
+        self._compute(fields, Swap(size), length)
 
     def immediate(self, fields: Attributes) -> None:
         register = number(fields, 1)
@@ -293,23 +330,25 @@ class _Machine:
 
     def cmp(self, fields: Attributes) -> None:
         data = value(fields[3])
-        at, most = int.from_bytes(data), (1 << 8 * len(data)) - 1
-        ranges = [(at, at), (at, at), (0, at - 1), (0, at), (at + 1, most), (at, most)]  # eq, neq, lt, lte, gt, gte
-        operator = number(fields, 2)
+        operator, at = number(fields, 2), int.from_bytes(data)
         operand = self._load(number(fields, 1), len(data))
-        self.steps.append(Condition(operand, Ranges([ranges[operator]]), operator == 1))
+        if operator <= 1:
+            self.steps.append(equals(operand, at, negated=operator == 1))
+            return
+        most = (1 << 8 * len(data)) - 1
+        first, last = ((0, at - 1), (0, at), (at + 1, most), (at, most))[operator - 2]  # lt, lte, gt, gte
+        self.steps.append(Condition(operand, Ranges.one(first, last)))
 
     def range(self, fields: Attributes) -> None:
         first, last = value(fields[3]), value(fields[4])
-        ranges = Ranges([(int.from_bytes(first), int.from_bytes(last))])
+        ranges = Ranges.one(int.from_bytes(first), int.from_bytes(last))
         self.steps.append(Condition(self._load(number(fields, 1), len(first)), ranges, number(fields, 2) == 1))
 
     def lookup(self, fields: Attributes) -> None:
         name = text(fields, 1)
         contents = self._lookup(name)
         if contents is None:
-            self._registers.clear()
-            self.steps.append(unreadable(f"set {name}"))
+            self._forget(f"set {name}")
             return
         operand = self._load(number(fields, 2), contents.length)
         if 3 not in fields:

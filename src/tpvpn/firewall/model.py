@@ -87,9 +87,17 @@ class Ranges:
     __slots__ = ("ends", "starts")
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        # Tuples of numbers are nothing to the garbage collector, which ten thousand lists would keep busy.
         pairs = sorted(ranges)
-        self.starts = [start for start, _end in pairs]
-        self.ends = [end for _start, end in pairs]
+        self.starts = tuple(first for first, _last in pairs)
+        self.ends = tuple(last for _first, last in pairs)
+
+    @classmethod
+    def one(cls, first: int, last: int) -> "Ranges":
+        """A single range; the kind that most rules have."""
+        ranges = cls.__new__(cls)
+        ranges.starts, ranges.ends = (first,), (last,)
+        return ranges
 
     def candidates(self, value: int, known: int, all_bits: int) -> tuple[list[int], bool]:
         """Which ranges, by place, may hold a number known in some bits only; whether the first surely does."""
@@ -110,7 +118,7 @@ class Ranges:
         return isinstance(other, Ranges) and (self.starts, self.ends) == (other.starts, other.ends)
 
     def __hash__(self) -> int:
-        return hash((tuple(self.starts), tuple(self.ends)))
+        return hash((self.starts, self.ends))
 
     def __repr__(self) -> str:
         return f"Ranges({list(zip(self.starts, self.ends, strict=True))})"
@@ -131,7 +139,7 @@ def unreadable(what: str) -> Condition:
 
 def equals(operand: Operand, value: int, *, negated: bool = False) -> Condition:
     """The operand is this number."""
-    return Condition(operand, Ranges([(value, value)]), negated)
+    return Condition(operand, Ranges.one(value, value), negated)
 
 
 class Effect(NamedTuple):

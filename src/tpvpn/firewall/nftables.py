@@ -1,7 +1,8 @@
 """Reading nf_tables: the tables with chains that packets of ours pass, by netlink, and only what is used of them.
 
 It decides nothing. Chains, rules and sets of a table are dumped; from the base chains on only what jumps lead to is
-decoded, and only those sets are read that a decoded rule looks into. It needs CAP_NET_ADMIN. The standard library only.
+decoded, and only those sets are read that a decoded rule looks into. Chains at a device's own ingress or egress are
+left out: the tunnel's device is too new to be in one. It needs CAP_NET_ADMIN. The standard library only.
 """
 
 import errno
@@ -123,6 +124,8 @@ def _contents(kernel: NetlinkSocket, table: _Table, name: str) -> Contents | Non
     wanted = attribute_text(1, table.name) + attribute_text(2, name)
     try:
         return contents(fields, [fields for _family, fields in _dump(kernel, _GETSETELEM, table.family, wanted)])
+    except (KeyError, ValueError, struct.error):  # of a kind that is not known here
+        return None
     except NetlinkError as error:
         if error.errno == errno.ENOENT:  # it went since
             return None

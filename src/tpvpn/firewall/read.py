@@ -32,7 +32,8 @@ def read() -> Firewall:
     OSError EPERM without CAP_NET_ADMIN.
     """
     devices = {name: index for index, name in socket.if_nameindex()}
-    return Firewall((*_legacy_tables(), *read_nftables()), devices)
+    nftables = read_nftables()
+    return Firewall((*_legacy_tables(), *nftables), devices)
 
 
 def _legacy_tables() -> list[Table]:

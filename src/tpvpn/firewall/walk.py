@@ -24,6 +24,8 @@ NO, MAYBE, YES = 0, 1, 2
 Doubts = frozenset[str]
 """What must be known of a packet to tell whether it comes so far; none: it surely does."""
 _NONE: Doubts = frozenset()
+_UNSEEN: Doubts = frozenset(("a chain that was not read",))
+"""It may be that packets are accepted there."""
 
 
 class Drop(NamedTuple):
@@ -107,7 +109,7 @@ class _Walk:
     def _call(self, name: str, doubts: Doubts, depth: int) -> _Ending:
         target = self._table.chains.get(name)
         if target is None or depth > _DEPTH or self._steps > _STEPS:
-            return _Ending(True, _NONE)
+            return _Ending(True, _UNSEEN)
         return self._chain(target, doubts, depth)
 
     def _verdicts(self, rule: Rule, doubts: Doubts) -> Iterator[tuple[Verdict, Doubts]]:

@@ -100,7 +100,7 @@ def _old_addrtype(info: bytes) -> tuple[Condition, ...]:
 def _ports(offset: int, first: int, last: int, negated: bool) -> list[Condition]:
     if (first, last) == (0, 0xFFFF) and not negated:
         return []
-    return [Condition(plain(Field("th", 2, offset)), Ranges([(first, last)]), negated)]
+    return [Condition(plain(Field("th", 2, offset)), Ranges.one(first, last), negated)]
 
 
 def _tcp(info: bytes) -> tuple[Condition, ...] | None:

@@ -14,7 +14,6 @@ import struct
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import groupby
 
 from tpvpn import nfnetlink, privileged, rundir, sockdiag, xfrm
 from tpvpn.errors import PrivilegeError, TpvpnError
@@ -22,7 +21,7 @@ from tpvpn.helper import kernel, protocol
 from tpvpn.helper.protocol import Apply, Claim, Cleanup, Guard, Look, OpenTun, Request, RequestError, Reset, Watch
 from tpvpn.journal import Journal, JournalBusyError
 from tpvpn.route.fib import Route
-from tpvpn.route.operations import Operation
+from tpvpn.route.operations import Operation, tunnelled
 from tpvpn.route.prefix import DEFAULT, Space
 from tpvpn.rundir import Session
 from tpvpn.tun import open_tun
@@ -101,7 +100,10 @@ class Helper:
         try:
             _replay(journal)
             living, _ = _repair(name)
-            free = (table for table in kernel.TABLES if table not in living and kernel.table_is_free(table))
+            # Above those that live: of two sessions that want the same, the older one's table is the lower.
+            after = max(living, default=kernel.TABLES.start - 1) + 1
+            tables = (*range(after, kernel.TABLES.stop), *range(kernel.TABLES.start, after))
+            free = (table for table in tables if table not in living and kernel.table_is_free(table))
             table = next(free, None)
             if table is None:
                 raise TpvpnError(f"all routing tables from {kernel.TABLES[0]} to {kernel.TABLES[-1]} are in use")
@@ -157,24 +159,14 @@ class Helper:
         return sockdiag.reset(withdrawn.prefixes(), routed.prefixes(), self._addresses)
 
     def _routed(self) -> Space:
-        """What the session's table leads into the tunnel now: of routes that overlap, the longest prefix decides."""
+        """What the session's table leads into the tunnel now."""
         undo = self._journal.undo_list() if self._journal is not None else ()
-        routes = [operation.target for operation in undo if isinstance(operation.target, Route)]
-        ours = Space()
-        for _, alike in groupby(sorted(routes, key=_length), _length):
-            some = list(alike)
-            ours |= Space(route.prefix for route in some if route.kind == "unicast")
-            ours -= Space(route.prefix for route in some if route.kind == "throw")
-        return ours
+        return tunnelled(operation.target for operation in undo if isinstance(operation.target, Route))
 
     def _claimed(self) -> Session:
         if self._journal is None or self._journal.session is None:
             raise RequestError("claim a session first")
         return self._journal.session
-
-
-def _length(route: Route) -> int:
-    return route.prefix.length
 
 
 @contextlib.contextmanager

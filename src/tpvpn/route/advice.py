@@ -11,12 +11,14 @@ from tpvpn.route.prefix import Prefix, Space
 from tpvpn.route.verdict import Conflict, Fix, Policy, Subnet
 
 
-def doubts(subnets: Iterable[Subnet], found: Sequence[Found], policy: Policy, ipv6: bool) -> Iterable[str]:
+def doubts(subnets: Sequence[Subnet], found: Sequence[Found], policy: Policy, ipv6: bool) -> Iterable[str]:
     """What the user should know of the routes that overlap, and of hosts that are none of the cluster's."""
     wanted = Space(subnet.wanted.prefix for subnet in subnets)
+    routed = Space(route for subnet in subnets for route in subnet.routes)
     for host, source in policy.hosts:
-        if host not in wanted:
-            yield f"{host.address()} ({source}) is in none of the wanted subnets: it is not routed"
+        if host not in routed:
+            why = "never proxied" if host in wanted else "in none of the wanted subnets"
+            yield f"{host.address()} ({source}) is {why}: it is not routed"
     for subnet in subnets:
         prefix = subnet.wanted.prefix
         if prefix.version == 6 and not ipv6:

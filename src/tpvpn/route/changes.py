@@ -22,7 +22,7 @@ _DRAINED_AT_ONCE = 256
 class Changes:
     """An iterator that wakes whenever rules, routes, links or addresses of this network namespace have changed.
 
-    Once a burst: after 200 ms of quiet, or 1 s after it began. Subscribed from its making on, so make it before the
+    Once a burst: after 200 ms of quiet, or 500 ms after it began. Subscribed from its making on, so make it before the
     view is read; what changes while the consumer works is told next. Needs a running event loop; `close()` it, or use
     `with`.
     """

@@ -247,7 +247,7 @@ def classify(view: View, concerned: Space) -> list[Found]:
         idle = link is not None and not link.carrier
         standing = "piece" if parts is not None and prefix in parts else "idle" if idle else "private"
         found.append(Found(prefix, route, hop, link, standing, rule, certain))
-    return found + policies(view, {one.prefix for one in found})
+    return found + policies(view, {one.prefix for one in found if one.standing == "private" and one.certain})
 
 
 def policies(view: View, routed: Container[Prefix]) -> list[Found]:

@@ -5,11 +5,13 @@ never-proxy inside of them (the packet goes on by the route it had before), and 
 could answer for such a packet. Applying them twice is harmless; each knows its inverse.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 from tpvpn.route.fib import LOCAL_TABLE, TPVPN_PROTOCOL, Nexthop, Route, Rule, View
-from tpvpn.route.prefix import Prefix
+from tpvpn.route.prefix import Prefix, Space
 from tpvpn.route.verdict import Plan
 
 MAIN_PREFERENCE = 32766
@@ -67,6 +69,21 @@ def ours(plan: Plan, table: int, device: str) -> list[Route]:
         )
 
     return [route(prefix, "throw") for prefix in plan.throws] + [route(prefix, "unicast") for prefix in plan.routes]
+
+
+def tunnelled(routes: Iterable[Route]) -> Space:
+    """What routes of ours lead into the tunnel, throws left out: where they overlap, the longest prefix decides."""
+    space = Space()
+    for _, alike in groupby(sorted(routes, key=length_of), length_of):
+        some = list(alike)
+        space |= Space(route.prefix for route in some if route.kind == "unicast")
+        space -= Space(route.prefix for route in some if route.kind == "throw")
+    return space
+
+
+def length_of(route: Route) -> int:
+    """The length of a route's prefix."""
+    return route.prefix.length
 
 
 def same(route: Route, wanted: Route | None) -> bool:

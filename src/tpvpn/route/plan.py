@@ -29,7 +29,7 @@ def make_plan(view: View, wanted: Sequence[Wanted], policy: Policy, table: int |
     found = classify(before, Space([*(one.prefix for one in wanted), *POOLS.values()]))
     own = of_the_host(before, wanted, policy)
     never = (*policy.never, *own)
-    mapper = Mapper(wanted, found, view, table)
+    mapper = Mapper(wanted, found)
     subnets = tuple(judge(one, found, policy, never, mapper, view.ipv6) for one in wanted)
     thrown = throws(subnets, never)
     shown = (*policy.never, *(one for one in own if one[0] in thrown))
@@ -65,10 +65,10 @@ def check(wanted: Iterable[Wanted], policy: Policy) -> None:
                 "them, or make one more specific, it then wins"
             )
         pool = POOLS[one.prefix.version]
-        if one.prefix.length < pool.length and (policy.on_conflict == "virtual" or is_virtual(one, policy)):
+        if one.prefix.length < pool.length and is_virtual(one, policy):
             raise UsageError(
                 f"{one.prefix} ({one.source}) is larger than {pool}, where virtual subnets are: "
-                "allow it, or give --on-conflict skip or hosts"
+                "leave out --virtual for it"
             )
 
 
@@ -107,11 +107,11 @@ def judge(wanted: Wanted, found: Sequence[Found], policy: Policy, never: Never, 
     remaining = (Space(one.prefix for one in private) & whole) - Space(policy.allow)
     # A piece that is partly left out stays whole: cut along the never-proxy it would be in crumbs, and no more routed.
     pieces = tuple(piece for piece in remaining.prefixes() if piece not in left_out)
-    if is_virtual(wanted, policy) or (pieces and policy.on_conflict == "virtual"):
-        virtual = mapper.place(wanted.prefix)
-        if virtual is not None:
-            return Subnet(wanted, "virtual", (virtual,), (wanted.prefix,), (), conflicts, virtual)
-    withheld = Space([wanted.prefix] if pieces and policy.on_conflict in ("fail", "virtual") else pieces)
+    mapped = is_virtual(wanted, policy) or (pieces and policy.on_conflict == "virtual")
+    virtual = mapper.place(wanted.prefix) if mapped else None
+    if virtual is not None:
+        return Subnet(wanted, "virtual", (virtual,), (wanted.prefix,), (), conflicts, virtual)
+    withheld = Space([wanted.prefix] if mapped or (pieces and policy.on_conflict == "fail") else pieces)
     if policy.on_conflict == "hosts":
         withheld -= Space(host for host, _ in policy.hosts)
     routes = tuple(piece for piece in (whole - withheld).prefixes() if piece not in left_out)
@@ -146,18 +146,21 @@ def exceptions(wanted: Wanted, never: Never) -> list[Prefix]:
     ]
 
 
-def throws(subnets: Iterable[Subnet], never: Never) -> tuple[Prefix, ...]:
-    """The never-proxy inside of what is routed."""
-    return tuple(
-        sorted(
-            {
-                prefix
-                for subnet in subnets
-                for prefix in exceptions(subnet.wanted, never)
-                if any(route.contains(prefix) for route in subnet.routes)
-            }
-        )
-    )
+def throws(subnets: Sequence[Subnet], never: Never) -> tuple[Prefix, ...]:
+    """The never-proxy inside of what is routed, and the subnets there that are reached by virtual addresses."""
+    found = {
+        prefix
+        for subnet in subnets
+        for prefix in exceptions(subnet.wanted, never)
+        if any(route.contains(prefix) for route in subnet.routes)
+    }
+    routes = [route for subnet in subnets for route in subnet.routes]
+    found |= {
+        subnet.wanted.prefix
+        for subnet in subnets
+        if subnet.virtual and any(route.contains(subnet.wanted.prefix) for route in routes)
+    }
+    return tuple(sorted(found))
 
 
 def nesting(wanted: Sequence[Wanted]) -> list[str]:

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from tpvpn.route.conflict import Found
-from tpvpn.route.fib import TPVPN_PROTOCOL, View
 from tpvpn.route.prefix import Prefix, Space
 from tpvpn.route.verdict import Wanted
 
@@ -22,21 +21,19 @@ MOST = 64
 class Mapper:
     """Gives each subnet a place of its own in the pool; `exhausted` are those for which there was none."""
 
-    def __init__(self, wanted: Sequence[Wanted], found: Iterable[Found], view: View, table: int | None) -> None:
+    def __init__(self, wanted: Sequence[Wanted], found: Iterable[Found]) -> None:
         self._cluster = " ".join(sorted({str(one.prefix) for one in wanted if one.kind != "also"}))
         taken = [one.prefix for one in found] + [one.prefix for one in wanted]
-        # Another session's, whether it yields to ours or not.
-        taken += [one.prefix for one in view.routes if one.protocol == TPVPN_PROTOCOL and one.table != table]
         self._occupied = Space(prefix for prefix in taken if prefix.overlaps(POOLS[prefix.version]))
         self._placed = 0
         self.exhausted: list[Prefix] = []
 
     def place(self, prefix: Prefix) -> Prefix | None:
-        """The virtual subnet of this one; None when no place is free. The pool must not be smaller than the subnet."""
+        """The virtual subnet of this one; None when no place is free."""
         pool = POOLS[prefix.version]
-        count = 1 << (prefix.length - pool.length)
+        count = 1 << (prefix.length - pool.length) if prefix.length >= pool.length else 0
         digest = hashlib.sha256(f"{self._cluster} {prefix}".encode()).digest()
-        first = int.from_bytes(digest[:8], "big") % count
+        first = int.from_bytes(digest[:8], "big")
         for number in range(min(count, TRIES) if self._placed < MOST else 0):
             network = pool.network + ((first + number) % count) * prefix.size
             virtual = Prefix(prefix.version, network, prefix.length)
@@ -51,6 +48,6 @@ class Mapper:
         """A word on each subnet without a place."""
         return [
             f"{prefix} has no virtual subnet: there are {MOST} at most, in {POOLS[prefix.version]}, where private "
-            "routes leave no room; allow the subnet, or give --on-conflict skip or hosts"
+            "routes leave no room for it; allow the subnet, or give --on-conflict skip or hosts"
             for prefix in self.exhausted
         ]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tpvpn.route.advice import connect
-from tpvpn.route.conflict import foreign
+from tpvpn.route.conflict import NEVER, foreign
 from tpvpn.route.fib import Answer, Nexthop, View
 from tpvpn.route.owner import owner_of
 from tpvpn.route.prefix import Prefix
@@ -49,14 +49,16 @@ class Why:
         return {"schema": "tpvpn.why/1", **asdict(self)}
 
 
-def explain(view: View, address: str, plan: Mapping[str, Any], uid: int | None = None) -> Why:
-    """All that is to be said of an address; UsageError when it is none."""
+def explain(view: View, address: str, plan: Mapping[str, Any], device: str, uid: int | None = None) -> Why:
+    """All that is to be said of an address, `device` being the session's; UsageError when it is none."""
     host = Prefix.host(address)
     subnet = holding(plan["subnets"], host)
     now, without = (way(one, one.lookup(host, uid=uid)) for one in (view, foreign(view, ALL_OURS)))
     never = best(plan["never_proxy"], host, "cidr")
     other = counterpart(subnet, host)
-    sentence, changes = verdict(host, subnet, never, now, other)
+    sentence, changes = verdict(host, subnet, never, now.device == device, other)
+    if policy := next((one for one in view.policies if one.destination.contains(host)), None):
+        sentence += f"; the IPsec policy for {policy.destination} may take it first, see `ip xfrm policy`"
     return Why(host.address(), now, without, subnet, sentence, other, tuple(changes))
 
 
@@ -93,43 +95,46 @@ def counterpart(subnet: Mapping[str, Any] | None, host: Prefix) -> str | None:
 
 
 def verdict(
-    host: Prefix, subnet: Mapping[str, Any] | None, never: Mapping[str, Any] | None, now: Way, other: str | None
+    host: Prefix, subnet: Mapping[str, Any] | None, never: Mapping[str, Any] | None, tunnelled: bool, other: str | None
 ) -> tuple[str, list[Fix]]:
     """One sentence on the address, and what would change it."""
     address = host.address()
+    if host in NEVER:
+        return f"{address} is loopback, link-local, multicast or unspecified, which stays with the host", []
     if subnet is None:
         text = f"{address} belongs to no subnet of the cluster: it goes the way it has without tpvpn"
         return text, [Fix("route it too", connect("--also-proxy", address))]
     of = f"the {subnet['kind']} subnet {subnet['cidr']} (from {subnet['source']})"
-    if never is not None and now.owner != "tpvpn":
+    route = longest([one for one in subnet["routes"] if Prefix.parse(one).contains(host)])
+    if never is not None and longest([never["cidr"]]) >= route:
         why = f"{never['cidr']}, {never['reason']}"
         return f"{address} is of {of}, and never proxied ({why}): it keeps the way it has without tpvpn", []
     if other is not None:
         if Prefix.parse(subnet["cidr"]).contains(host):
             text = f"{address} is of {of}, which is reached by virtual addresses: this one at {other}"
             return text, [
-                Fix("let the tunnel have the address itself", connect("--allow-conflicting-subnets", address))
+                Fix("let the tunnel have the address itself", connect("--allow-conflicting-subnets", subnet["cidr"]))
             ]
         return f"{address} is virtual and stands for {other} of {of}", []
-    if any(Prefix.parse(one).contains(host) for one in subnet["routes"]):
-        if now.owner == "tpvpn":
-            return f"{address} is of {of}, and goes into the tunnel", [
-                Fix("keep it out", connect("--never-proxy", address))
-            ]
+    if route >= 0 and tunnelled:
+        return f"{address} is of {of}, and goes into the tunnel", [
+            Fix("keep it out", connect("--never-proxy", address))
+        ]
+    if route >= 0:
         return f"{address} is of {of}, which is to be routed, and goes another way now", []
-    return f"{address} is of {of}, which is {blocked(subnet, host)}", [
-        Fix("allow it", connect("--allow-conflicting-subnets", address)),
+    against = best(subnet["conflicts"], host, "route")
+    if against is None:
+        why = "other addresses of the subnet are in conflict"
+        return f"{address} is of {of}, which is {subnet['verdict']}" + (f": {why}" if subnet["withheld"] else ""), []
+    where = f"{against['route']} on {against['device'] or 'an IPsec policy'} ({against['owner']})"
+    overlap = max(subnet["cidr"], against["route"], key=lambda one: Prefix.parse(one).length)
+    return f"{address} is of {of}, which is withheld: {where} is in conflict with it", [
+        Fix("allow it", connect("--allow-conflicting-subnets", overlap)),
         Fix("route this one address", connect("--on-conflict", "hosts", "--host", address)),
         Fix("reach it by a virtual address", connect("--on-conflict", "virtual")),
     ]
 
 
-def blocked(subnet: Mapping[str, Any], host: Prefix) -> str:
-    """Why an address of a subnet is not routed."""
-    if subnet["verdict"] == "excluded":
-        return "excluded: a never-proxy covers it, or it is IPv6 and there is none"
-    against = best(subnet["conflicts"], host, "route")
-    if against is None:
-        return "withheld, since other addresses of the subnet are in conflict"
-    device = against["device"] or "an IPsec policy"
-    return f"withheld: {against['route']} on {device} ({against['owner']}) is in conflict with it"
+def longest(prefixes: Sequence[str]) -> int:
+    """The length of the most specific prefix, -1 where there is none."""
+    return max((Prefix.parse(one).length for one in prefixes), default=-1)
