@@ -799,6 +799,26 @@ def test_views_are_the_segments_own_memory_until_kept(peer: Peer) -> None:
     assert b"".join(peer.connection.peek()) == b"abc"
 
 
+def test_timers_go_on_while_the_link_takes_nothing() -> None:
+    peer = Peer()
+    peer.connection.receive_segment(peer.syn, peer.now)
+    peer.connection.accept(peer.now, ISS)
+    peer.sent()
+    for _ in range(3):
+        assert peer.until_timeout() > 0
+    assert peer.sent() == [(SYN | ACK, -1, 0, b"")]
+
+
+def test_what_may_be_followed_by_more_comes_last() -> None:
+    """Whoever sends a piece at a time sees by the last segment that there may be more."""
+    peer = Peer(sack=True).established()
+    peer.connection.write(bytes(3 * MSS))
+    peer.say(10, payload=b"out of order")
+    first, second = peer.connection.segments_to_send(peer.now, 1)
+    assert (first.payload, bool(first.sack_blocks), len(second.payload)) == (b"", True, MSS)
+    assert first.seq == second.seq
+
+
 def test_many_small_pieces_stay_few(peer: Peer) -> None:
     for at in range(20_000):
         peer.say(at, payload=b"x")

@@ -5,7 +5,7 @@ without bound; here they meet the wire's numbers modulo 2**32.
 
 How it works. A segment is judged in the order of RFC 9293 section 3.10.7.4: sequence (with PAWS, RFC 7323), RST, SYN,
 ACK, data, FIN. What could be forged is answered by a challenge (RFC 5961), at most ten a second, and counted in
-`dropped`; nothing that comes raises an error or makes the connection grow beyond its two buffers.
+`dropped`; nothing that comes raises an error or makes the connection grow beyond its two buffers. Urgent data is data.
 """
 
 from tpvpn.proto.tcp.challenges import Challenges
@@ -19,9 +19,11 @@ from tpvpn.proto.tcp.state import (
     CLOSED,
     ESTABLISHED,
     MAY_WRITE,
+    OPENING,
     PEER_CLOSED,
     READABLE,
     RESET,
+    TIME_WAIT,
     UNSYNCHRONIZED,
     WRITABLE,
     Limits,
@@ -31,9 +33,6 @@ from tpvpn.wire import ip
 from tpvpn.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000
-TIME_WAIT = 2.0
-"""Seconds; the link keeps no packet for longer, and the laptop's next connection from this port must not wait."""
-_HANDSHAKE_GIVE_UP = 60.0
 
 
 class Connection:
@@ -346,11 +345,11 @@ class Connection:
         if sender.timer_at is None or now < sender.timer_at:
             return
         opening = self.state in (State.SYN_SENT, State.SYN_RECEIVED)
-        if sender.is_given_up(now) or (opening and now - self._opened_at > _HANDSHAKE_GIVE_UP):
+        if sender.is_given_up(now) or (opening and now - self._opened_at > OPENING):
             self.abort()
             self._events |= RESET
         elif opening:
-            sender.rto.back_off()
+            sender.back_off(now)
             self._syn_due = True
         else:
             sender.handle_timeout(now)
@@ -363,31 +362,32 @@ class Connection:
             self._sender.resume(now)
 
     def segments_to_send(self, now: float, limit: int = 1 << 20) -> list[Segment]:
-        """What to send now, about `limit` bytes of payload at most; call again when there may be more."""
+        """What to send now, about `limit` bytes of payload at most; there may be more when the last one has payload."""
         out, self._immediate = self._immediate, []
         if self.state in UNSYNCHRONIZED or self.state is State.SYN_RECEIVED:
             if self._syn_due:
                 out.append(self._syn(now))
             return out
         sender, receiver = self._sender, self._receiver
+        nxt = sender.nxt & _MASK
         pieces = sender.pieces(now, limit) if self.state is not State.TIME_WAIT else []
         pure = receiver.ack_due or receiver.window_update_due
         if not pieces and not pure:
             return out
         ack, window = receiver.nxt & _MASK, receiver.window()
         timestamp, echo = self._options.stamp(now)
-        end = sender.buffer.end
-        for position, data, fin in pieces:
-            flags = ACK | fin | (PSH if data and position + len(data) == end else 0)
-            out.append(Segment(position & _MASK, ack, flags, window, data, timestamp, echo))
         if pure and self._options.sack and receiver.has_parts:
             # Many segments came since the last acknowledgment: one has no room for all that is missing between them.
             blocks = [(start & _MASK, end & _MASK) for start, end in receiver.sack_blocks()]
             for at in range(0, len(blocks), 3):
-                out.append(Segment(sender.nxt & _MASK, ack, ACK, window, b"", timestamp, echo))
+                out.append(Segment(nxt, ack, ACK, window, b"", timestamp, echo))
                 out[-1].sack_blocks = tuple(blocks[at : at + 3])
         elif not pieces:
-            out.append(Segment(sender.nxt & _MASK, ack, ACK, window, b"", timestamp, echo))
+            out.append(Segment(nxt, ack, ACK, window, b"", timestamp, echo))
+        end = sender.buffer.end
+        for position, data, fin in pieces:
+            flags = ACK | fin | (PSH if data and position + len(data) == end else 0)
+            out.append(Segment(position & _MASK, ack, flags, window, data, timestamp, echo))
         receiver.acknowledged(now, with_data=bool(pieces))
         return out
 

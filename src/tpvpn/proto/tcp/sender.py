@@ -169,10 +169,14 @@ class Sender:
         """Whether the peer has been silent for too long."""
         return self._heard_at is not None and now - self._heard_at > GIVE_UP
 
-    def handle_timeout(self, now: float) -> None:
-        """The timer has expired."""
+    def back_off(self, now: float) -> None:
+        """Wait again, for longer."""
         self.rto.back_off()
         self.timer_at = now + self.rto.value
+
+    def handle_timeout(self, now: float) -> None:
+        """The timer has expired."""
+        self.back_off(now)
         self._timed_position = None
         if self.wnd == 0 or self.una == self.nxt:
             self._override, self._probe = self.wnd > 0, self.wnd == 0

@@ -31,6 +31,11 @@ AFTER_THEIR_FIN = {
 MAY_WRITE = (State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.CLOSE_WAIT)
 UNSYNCHRONIZED = (State.LISTEN, State.SYN_SENT, State.CLOSED)
 
+OPENING = 60.0
+"""Seconds that a handshake may take."""
+TIME_WAIT = 2.0
+"""Seconds; the link keeps no packet for longer, and the laptop's next connection from this port must not wait."""
+
 ESTABLISHED, READABLE, WRITABLE, PEER_CLOSED, RESET, CLOSED = 1, 2, 4, 8, 16, 32
 """What `Connection.take_events` tells, as bits. RESET: by the peer, or because it no longer answers."""
 
