@@ -62,7 +62,7 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
 
     try:
         stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        command = _Command(argv, stopped)
+        command = Command(argv, stopped)
         _handle_signals(command, stopped)
         engine, ready = Engine(_settings(arguments), helper, _say), asyncio.Event()
         running = asyncio.create_task(engine.run(ready))
@@ -95,7 +95,7 @@ def _stop(stopped: "asyncio.Future[int]", code: int) -> None:
         stopped.set_result(code)
 
 
-def _handle_signals(command: "_Command", stopped: "asyncio.Future[int]") -> None:
+def _handle_signals(command: "Command", stopped: "asyncio.Future[int]") -> None:
     """SIGINT and SIGTERM end the command when there is one, else (or the second time) the session."""
 
     def handle(number: int, code: int) -> None:
@@ -106,7 +106,7 @@ def _handle_signals(command: "_Command", stopped: "asyncio.Future[int]") -> None
         asyncio.get_running_loop().add_signal_handler(number, handle, number, code)
 
 
-class _Command:
+class Command:
     """The command behind `--`: its end is the session's, its exit code too."""
 
     GRACE = 2.0
@@ -116,7 +116,7 @@ class _Command:
         self._argv, self._stopped = argv, stopped
         self._process: asyncio.subprocess.Process | None = None
         self._running: asyncio.Task[None] | None = None
-        self._told = False
+        self._told: int | None = None
 
     def start(self) -> None:
         """Start it, if there is one."""
@@ -126,6 +126,8 @@ class _Command:
     async def _run(self) -> None:
         try:
             self._process = await asyncio.create_subprocess_exec(*self._argv)
+            if self._told:  # it was running before this loop knew
+                self._pass_on(self._told)
             code = await self._process.wait()
         except OSError as error:  # as a shell does: 127 not found, 126 not to be run
             _say(f"cannot run {self._argv[0]}: {error.strerror}")
@@ -133,24 +135,28 @@ class _Command:
         _stop(self._stopped, code if code >= 0 else 128 - code)
 
     def signal(self, number: int) -> bool:
-        """Pass a signal on; False when there is no command, or it was told before."""
-        if not self._process or self._process.returncode is not None or self._told:
+        """Pass a signal on, as soon as the command runs; False when there is none, or it was told before."""
+        if not self._running or self._running.done() or self._told:
             return False
-        self._told = True
-        # Ctrl-C in a terminal reaches the command by itself.
-        if number != signal.SIGINT or not sys.stdin.isatty():
-            self._process.send_signal(number)
+        self._told = number
+        self._pass_on(number)
         return True
+
+    def _pass_on(self, number: int) -> None:
+        # Ctrl-C in a terminal reaches the command by itself.
+        if self._process and (number != signal.SIGINT or not sys.stdin.isatty()):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     async def end(self) -> None:
         """End it when the session has ended before it."""
         if self._running and not self._running.done():
+            self._told = signal.SIGTERM
+            self._pass_on(self._told)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._running), self.GRACE)
             if self._process and self._process.returncode is None:
-                self._process.terminate()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(self._running), self.GRACE)
-                if self._process.returncode is None:
-                    self._process.kill()
+                self._process.kill()
             await self._running
 
 
