@@ -19,7 +19,7 @@ import pytest
 from peers import eventually
 from pod import inside
 from tpvpn import rundir
-from tpvpn.lab import Lab, Vpn, Where
+from tpvpn.lab import Exit, Lab, Vpn, Where
 from tpvpn.lab.topology import (
     POD_CIDR,
     POD_CIDR6,
@@ -41,9 +41,9 @@ CLUSTER4, CLUSTER6 = (*SERVICES, *PODS), (*SERVICES6, *PODS6)
 CLUSTER = (*CLUSTER4, *CLUSTER6)
 VPN = (*VPN_HOSTS, *VPN_HOSTS6)
 
-EXIT = ("--exit", os.environ.get("TPVPN_TEST_EXIT", "kernel"))
+EXIT: Exit = "socket" if os.environ.get("TPVPN_TEST_EXIT") == "socket" else "kernel"
 """The manager's exit: `TPVPN_TEST_EXIT=socket` tries every session with that."""
-at_the_kernel_exit = pytest.mark.skipif(EXIT[1] != "kernel", reason="a session has a device there")
+at_the_kernel_exit = pytest.mark.skipif(EXIT != "kernel", reason="a session has a device there")
 PATIENCE = 10.0
 STATE = """
 echo rules; ip rule; ip -6 rule
@@ -203,8 +203,8 @@ _labs = itertools.count()
 @contextlib.contextmanager
 def lab_with_manager(vpn: Vpn = "routes", *, ipv6: bool = True, forwarding: bool = True) -> Generator[Laptop]:
     """The laptop of a new lab with a manager on its node."""
-    with Lab(f"tvs{os.getpid()}n{next(_labs)}", vpn=vpn, ipv6=ipv6, forwarding=forwarding) as lab:
-        lab.start_manager(*EXIT)
+    with Lab(f"tvs{os.getpid()}n{next(_labs)}", vpn=vpn, ipv6=ipv6, forwarding=forwarding, exit=EXIT) as lab:
+        lab.start_manager()
         laptop = Laptop(lab)
         laptop.settle()
         yield laptop

@@ -56,9 +56,9 @@ def test_ipv6_switched_off_everywhere() -> None:
 
 def test_a_manager_without_ipv6() -> None:
     """What it does not carry stays where it is."""
-    with Lab(f"tv{os.getpid()}six") as lab:
+    with Lab(f"tv{os.getpid()}six", exit=EXIT) as lab:
         lab.sysctl("node", "net/ipv6/conf/all/disable_ipv6", 1)
-        lab.start_manager(*EXIT)
+        lab.start_manager()
         laptop = Laptop(lab)
         with laptop.connected():
             laptop.reaches("cluster", CLUSTER4)

@@ -263,7 +263,7 @@ def test_status_and_quit(laptop: Laptop) -> None:
         assert (shown["name"], shown["state"], shown["pid"]) == ("default", "ready", session.process.pid)
         assert (shown["device"], shown["shadowed"]) == ("tpvpn0", {})
         assert shown["manager"]["endpoint"] == f"tcp://{laptop.lab.manager}"
-        assert shown["manager"]["exit"] == {"ipv4": EXIT[1], "ipv6": EXIT[1]}
+        assert shown["manager"]["exit"] == {"ipv4": EXIT, "ipv6": EXIT}
         for address in shown["addresses"]:
             assert address in laptop.sh("ip address show dev tpvpn0")
         assert shown["plan"]["schema"] == "tpvpn.plan/1"

@@ -6,7 +6,7 @@ import sys
 
 from tpvpn.cli import Commands
 from tpvpn.lab.lab import Lab
-from tpvpn.lab.topology import POD_CIDR, PODS, SERVICE_CIDR, SERVICES, VPN_HOSTS, VPNS, WHERE, Where
+from tpvpn.lab.topology import EXITS, POD_CIDR, PODS, SERVICE_CIDR, SERVICES, VPN_HOSTS, VPNS, WHERE, Where
 
 
 def add_parser(commands: Commands) -> None:
@@ -19,6 +19,7 @@ def add_parser(commands: Commands) -> None:
         "--vpn", choices=VPNS, default="routes", help="the laptop's VPN: plain routes or a real one (routes)"
     )
     up.add_argument("--ipv6", action=argparse.BooleanOptionalAction, default=True, help="with IPv6 everywhere")
+    up.add_argument("--exit", choices=EXITS, default="kernel", help="the manager's: socket needs no privilege (kernel)")
     up.add_argument("--manager", action=argparse.BooleanOptionalAction, default=True, help="start a traffic manager")
     down = verbs.add_parser("down", help="take the lab down, with every process it started")
     vpn = verbs.add_parser("vpn", help="start or end the laptop's VPN client in a lab that is up")
@@ -33,7 +34,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says; 0, or the exit code of a TpvpnError."""
     if arguments.lab_command == "up":
-        lab = Lab(arguments.prefix, vpn=arguments.vpn, ipv6=arguments.ipv6)
+        lab = Lab(arguments.prefix, vpn=arguments.vpn, ipv6=arguments.ipv6, exit=arguments.exit)
         lab.up()
         if arguments.manager and lab.probe("node", [lab.manager], path="/healthz")[lab.manager] is None:
             lab.start_manager()

@@ -23,12 +23,14 @@ from tpvpn import rundir
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.lab.openvpn import OpenVpn
 from tpvpn.lab.processes import Processes
+from tpvpn.lab.restricted import NOBODY, restricted
 from tpvpn.lab.strongswan import StrongSwan
 from tpvpn.lab.topology import (
     MASQUERADE,
     NODE,
     TUNNEL_ONLY,
     WHERE,
+    Exit,
     Vpn,
     Where,
     batches,
@@ -66,16 +68,23 @@ class Lab:
     """A lab named by `prefix`, so that several can exist at once; also a context manager.
 
     `vpn`: what covers 10.0.0.0/8 on the laptop, or, with a full tunnel, everything. `ipv6=False` switches IPv6 off
-    everywhere. `forwarding=False` is a node whose ip_forward is 0 (the direct twins are then unreachable).
+    everywhere. `forwarding=False` is a node whose ip_forward is 0 (the direct twins are then unreachable). `exit` is the
+    traffic manager's, once one is started.
     """
 
     def __init__(
-        self, prefix: str = "tpvpn", *, vpn: Vpn = "routes", ipv6: bool = True, forwarding: bool = True
+        self,
+        prefix: str = "tpvpn",
+        *,
+        vpn: Vpn = "routes",
+        ipv6: bool = True,
+        forwarding: bool = True,
+        exit: Exit = "kernel",
     ) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", prefix):
             raise UsageError(f"{prefix!r} cannot name a lab: use up to 32 of a-z, 0-9 and -")
         self.prefix = prefix
-        self.options: dict[str, Any] = {"vpn": vpn, "ipv6": ipv6, "forwarding": forwarding}
+        self.options: dict[str, Any] = {"vpn": vpn, "ipv6": ipv6, "forwarding": forwarding, "exit": exit}
         self.run_directory = RUN / prefix
         self.token_file = self.run_directory / "token"
         self.manager = MANAGER
@@ -147,6 +156,7 @@ class Lab:
         self.run_directory.mkdir(parents=True)
         self.token_file.touch(0o600)
         self.token_file.write_text(f"lab: {os.urandom(32).hex()}\n")
+        os.chown(self.token_file, NOBODY, NOBODY)  # a manager without privilege reads it too
         for where in WHERE:
             _call(["ip", "netns", "add", self.namespace(where)])
             self._forget_sessions(where)
@@ -308,9 +318,13 @@ class Lab:
         return json.loads(self.run(where, [*argv, *(["--wait"] if wait else []), *targets]).stdout)
 
     def start_manager(self, *extra: str) -> subprocess.Popen[Any]:
-        """Run a traffic manager on the node, by default with the kernel exit; TpvpnError when it is not healthy."""
-        options = ["--listen", self.manager, "--exit", "kernel", "--token-file", str(self.token_file)]
+        """Run a traffic manager on the node; TpvpnError when it is not healthy.
+
+        One with the socket exit has no more than a pod of PodSecurity `restricted`.
+        """
+        options = ["--listen", self.manager, "--exit", self.options["exit"], "--token-file", str(self.token_file)]
         argv = [sys.executable, "-m", "tpvpn", "manager", *options, *extra]
+        argv = restricted(argv) if self.options["exit"] == "socket" else argv
         process = self._start("manager", self.command("node", argv))
         self._expect("node", [self.manager], "/healthz", process)
         return process

@@ -29,10 +29,12 @@ It knows nothing of processes; each text is a batch for `ip -batch`.
 from typing import Literal, get_args
 
 Where = Literal["laptop", "vpn", "node", "cluster"]
+Exit = Literal["kernel", "socket"]
 Vpn = Literal["routes", "openvpn", "openvpn-full", "wireguard", "wireguard-full", "strongswan", "none"]
 
 WHERE: tuple[Where, ...] = get_args(Where)
 VPNS: tuple[Vpn, ...] = get_args(Vpn)
+EXITS: tuple[Exit, ...] = get_args(Exit)
 
 NODE = "192.0.2.10"
 VPN_SERVER, VPN_CLIENT = "198.51.100.1", "198.51.100.2"
