@@ -66,6 +66,16 @@ def test_the_vpn_leaves_and_returns() -> None:
         run("down", *option)
 
 
+@pytest.mark.parametrize("exit", ["kernel", "socket"])
+def test_a_manager_with_either_exit(exit: str) -> None:
+    option = ("--prefix", f"{PREFIX}-{exit}")
+    try:
+        assert run("up", "--exit", exit, *option).returncode == 0
+        assert f"exit {exit} " in Lab(option[1]).log("manager").read_text()
+    finally:
+        run("down", *option)
+
+
 def test_a_shell_without_a_lab() -> None:
     arguments = parse("shell", "--prefix", f"{PREFIX}-none")
     with pytest.raises(UsageError, match="lab up"):

@@ -229,6 +229,22 @@ def test_a_node_that_does_not_forward() -> None:
         assert lab.probe("node", [PODS[0]])[PODS[0]]
 
 
+def test_a_socket_exit_has_no_more_than_a_restricted_pod() -> None:
+    with Lab(f"{PREFIX}-nobody", exit="socket") as lab:
+        proc = Path(f"/proc/{lab.start_manager().pid}")
+        status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
+        assert set((status["Uid"] + "\t" + status["Gid"]).split()) == {"65534"}
+        assert not status["Groups"].split()
+        assert {int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+        assert status["NoNewPrivs"] == "1"
+        mounts = [line.split() for line in (proc / "mounts").read_text().splitlines()]
+        options = {
+            point: options.split(",") for _, point, _, options, *_ in mounts
+        }  # the last at a point is what is seen
+        assert [point for point in options if "ro" not in options[point]] == []
+        assert "exit socket" in lab.log("manager").read_text()
+
+
 @pytest.mark.parametrize("prefix", ["", "a/b", "Lab", "x" * 33])
 def test_a_name_that_is_none(prefix: str) -> None:
     with pytest.raises(UsageError):

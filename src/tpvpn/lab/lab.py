@@ -68,8 +68,8 @@ class Lab:
     """A lab named by `prefix`, so that several can exist at once; also a context manager.
 
     `vpn`: what covers 10.0.0.0/8 on the laptop, or, with a full tunnel, everything. `ipv6=False` switches IPv6 off
-    everywhere. `forwarding=False` is a node whose ip_forward is 0 (the direct twins are then unreachable). `exit` is the
-    traffic manager's, once one is started.
+    everywhere. `forwarding=False` is a node whose ip_forward is 0 (the direct twins are then unreachable). `exit` is
+    the traffic manager's, once one is started.
     """
 
     def __init__(

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 NOBODY = 65534
 
 # Read-only is each mount by itself: mount(8) knows `ro=recursive` from util-linux 2.39 on.
-_READ_ONLY = 'while read -r _ point _; do mount -o remount,bind,ro "$point"; done </proc/self/mounts; exec "$@"'
+_READ_ONLY = """
+for point in $(cut -d " " -f 2 /proc/self/mounts); do mount -o remount,bind,ro "$point"; done
+exec "$@"
+"""
 
 
 def restricted(argv: Sequence[str]) -> list[str]:
