@@ -82,8 +82,8 @@ class Pump:
         """Take the link over and begin to read the TUN."""
         self._running = True
         self._link.receive = self.receive
-        self._link.on_drained = self._resume
-        self._resume()
+        self._link.on_drained = self.resume
+        self.resume()
 
     def stop(self) -> None:
         """Leave the TUN alone; the link is its owner's to close."""
@@ -99,7 +99,8 @@ class Pump:
         self._at_ip = _HEADER + before
         self._at6 = self._at_ip + at6
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Read the TUN again, unless the link still takes nothing."""
         if not self._running or self._link.congested:
             return
         self._loop.add_reader(self._tun.prompt_fd, self._on_prompt)
@@ -130,7 +131,7 @@ class Pump:
                 packets += 1
         except OSError:  # the device was set down: there is nothing to read until it is up again or gone
             self._pause()
-            self._loop.call_later(1, self._resume)
+            self._loop.call_later(1, self.resume)
         self.counters.sent_packets += packets
         return at
 

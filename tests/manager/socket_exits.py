@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -158,20 +158,20 @@ class Manager:
 
 
 @contextlib.contextmanager
-def manager_in(pod: str, *options: str) -> Iterator[Manager]:
-    """A manager in the pod that may nothing."""
+def manager_in(pod: str, *options: str, rights: Sequence[str] = UNPRIVILEGED) -> Iterator[Manager]:
+    """A manager in the pod, that may nothing."""
     with tempfile.TemporaryDirectory(prefix="tpvpn-tests-") as name:
         Path(name).chmod(0o755)  # pytest's own are for their user alone
-        with _manager_in(pod, Path(name), *options) as manager:
+        with _manager_in(pod, Path(name), rights, options) as manager:
             yield manager
 
 
 @contextlib.contextmanager
-def _manager_in(pod: str, directory: Path, *options: str) -> Iterator[Manager]:
+def _manager_in(pod: str, directory: Path, rights: Sequence[str], options: Sequence[str]) -> Iterator[Manager]:
     tokens, log = directory / "tokens", directory / "log"
     tokens.write_bytes(b"ann: " + TOKEN + b"\n")
     argv = [sys.executable, "-m", "tpvpn", "manager", "--listen", "127.0.0.1:0", "--token-file", str(tokens), *options]
-    command = ["nsenter", f"--net=/run/netns/{pod}", *UNPRIVILEGED, *argv]
+    command = ["nsenter", f"--net=/run/netns/{pod}", *rights, *argv]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     listening = re.compile(r"listening on \S+ port (\d+)")

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.manager.kernel_exit import KernelExit
+from tpvpn.manager.mixed_exit import MixedExit
 from tpvpn.manager.options import add_options
 from tpvpn.manager.server import Server
 from tpvpn.manager.socket_exit import KEPT_DESCRIPTORS, MAX_FLOWS, SocketExit
@@ -46,19 +47,31 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_exit(kind: str, destinations: Sequence[str]) -> KernelExit | SocketExit:
-    """The exit that was asked for; `auto`: the kernel's if it may be used, and why not is logged."""
-    if kind != "socket":
-        kernel = KernelExit(destinations=destinations)
-        try:
-            kernel.open()
-        except PrivilegeError as error:
-            if kind == "kernel":
-                raise
-            log.info("%s; packets leave by sockets", error)
-        else:
-            return kernel
-    sockets = SocketExit(destinations=destinations, max_flows=_descriptors())
+def _open_exit(kind: str, destinations: Sequence[str]) -> KernelExit | SocketExit | MixedExit:
+    """The exit that was asked for; `auto`: the kernel's for what it can carry, and sockets for the rest."""
+    if kind == "socket":
+        return _open_sockets(destinations)
+    kernel = KernelExit(destinations=destinations)
+    try:
+        kernel.open()
+    except PrivilegeError as error:
+        if kind == "kernel":
+            raise
+        log.info("%s; packets leave by sockets", error)
+        return _open_sockets(destinations)
+    if kind == "kernel" or not kernel.reasons:
+        return kernel
+    try:
+        sockets = _open_sockets(destinations, versions=list(kernel.reasons))
+    except PrivilegeError:
+        return kernel
+    for version, reason in kernel.reasons.items():
+        log.info("the kernel exit cannot carry IPv%d: %s; its packets leave by sockets", version, reason)
+    return MixedExit(kernel, sockets)
+
+
+def _open_sockets(destinations: Sequence[str], versions: Sequence[int] = (4, 6)) -> SocketExit:
+    sockets = SocketExit(destinations=destinations, max_flows=_descriptors(), versions=versions)
     sockets.open()
     return sockets
 
@@ -82,7 +95,7 @@ async def _serve(server: Server, listening: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     host, port = listening.getsockname()[:2]
-    log.info("listening on %s port %d, exit %s", host, port, _described(server.exit.kind, server.exit.families))
+    log.info("listening on %s port %d, exit %s", host, port, _described(server.exit.kinds))
     serving = loop.create_task(server.serve(listening))
     await stopping.wait()
     log.info("shutting down")
@@ -91,9 +104,11 @@ async def _serve(server: Server, listening: socket.socket) -> None:
     await server.close()
 
 
-def _described(kind: str, families: Mapping[int, bool]) -> str:
-    carried = " and ".join(f"IPv{version}" for version, carried in families.items() if carried)
-    return f"{kind} ({carried})"
+def _described(kinds: Mapping[int, str | None]) -> str:
+    carried = {
+        kind: [f"IPv{version}" for version in kinds if kinds[version] == kind] for kind in kinds.values() if kind
+    }
+    return ", ".join(f"{kind} ({' and '.join(versions)})" for kind, versions in carried.items())
 
 
 def _listen(address: str) -> socket.socket:

@@ -113,8 +113,6 @@ class KernelExit:
     UsageError for a malformed CIDR.
     """
 
-    kind = "kernel"
-
     def __init__(
         self, *, destinations: Sequence[str] = (), queue_length: int = _QUEUE_LENGTH, identity: str | None = None
     ) -> None:
@@ -164,6 +162,11 @@ class KernelExit:
     def close(self) -> None:
         """Remove the table and put forwarding back; sessions are closed by those who hold them."""
         self._open.close()
+
+    @property
+    def kinds(self) -> dict[int, str | None]:
+        """How each family leaves; None: it is not carried."""
+        return {version: "kernel" if carried else None for version, carried in self.families.items()}
 
     def facts(self) -> dict[str, object]:
         """Nothing that a client must know: what the kernel carries is all there is."""

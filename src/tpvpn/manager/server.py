@@ -38,13 +38,8 @@ class Exit(Protocol):
     """How packets leave: the kernel's forwarding, or sockets."""
 
     @property
-    def kind(self) -> str:
-        """Its name on the wire."""
-        ...
-
-    @property
-    def families(self) -> dict[int, bool]:
-        """Which IP versions it carries."""
+    def kinds(self) -> dict[int, str | None]:
+        """For each IP version the name on the wire of how it leaves; None: it is not carried."""
         ...
 
     @property
@@ -240,14 +235,14 @@ class Server:
             raise
 
     def _terms(self, session: Session, offloads: Offload) -> Terms:
-        place, families = session.place, self.exit.families.items()
+        place = session.place
         return Terms(
             session=session.name,
             ipv4=place.ipv4,
             ipv6=place.ipv6,
             mtu=self.exit.mtu,
             offloads=vnet.names(offloads),
-            exit={f"ipv{version}": self.exit.kind if carried else None for version, carried in families},
+            exit={f"ipv{version}": kind for version, kind in self.exit.kinds.items()},
             pod=socket.gethostname(),
             facts=_facts() | self.exit.facts(),
         )

@@ -60,7 +60,6 @@ class Session:
 
     def __init__(self, name: str, user: str, place: Place) -> None:
         self.name, self.user, self.place = name, user, place
-        self.counters = Counters()
         self._link: Link | None = None
         self._carrier: Carrier | None = None
         self._loop = asyncio.get_running_loop()
@@ -69,11 +68,15 @@ class Session:
         self._changing: asyncio.TimerHandle | None = None
         self._rested = 0.0
 
+    @property
+    def counters(self) -> Counters:
+        """What was carried and dropped so far."""
+        return self._carrier.counters if self._carrier else Counters()
+
     async def run(self, stream: Stream, early: bytes) -> str:
         """Carry packets until the session ends; why it ended, in words for the log."""
         link = self._link = Link(stream, self._on_lost, early)
         carrier = self._carrier = self.place.attach(link, self._on_frame)
-        self.counters = carrier.counters
         carrier.start()
         try:
             return await self._ended

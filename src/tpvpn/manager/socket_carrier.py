@@ -82,7 +82,7 @@ class SocketCarrier:
         """Take the link over."""
         self._running = True
         self._link.receive = self.receive
-        self._link.on_drained = self._on_drained
+        self._link.on_drained = self.resume
 
     def stop(self) -> None:
         """Close every socket; the link is its owner's to close."""
@@ -315,7 +315,8 @@ class SocketCarrier:
             self._draining = True
             self.loop.call_soon(self._drain)
 
-    def _on_drained(self) -> None:
+    def resume(self) -> None:
+        """Go on: the link takes packets again."""
         if not self._running:
             return
         self._drain()

@@ -75,13 +75,17 @@ class SocketPlace:
 
 
 class SocketExit:
-    """The way out for all sessions of this manager; the arguments are as the kernel exit's."""
-
-    kind = "socket"
+    """The way out for all sessions of this manager; the arguments are as the kernel exit's, `versions` those of IP."""
 
     def __init__(
-        self, *, destinations: Sequence[str] = (), identity: str | None = None, max_flows: int = MAX_FLOWS
+        self,
+        *,
+        destinations: Sequence[str] = (),
+        identity: str | None = None,
+        max_flows: int = MAX_FLOWS,
+        versions: Sequence[int] = (4, 6),
     ) -> None:
+        self._versions = versions
         self._destinations = [destination(text) for text in destinations]
         identity = identity or socket.gethostname()
         self._pools = {4: AddressPool(SPACE4, identity), 6: AddressPool(SPACE6, identity)}
@@ -102,10 +106,11 @@ class SocketExit:
         finally:
             netlink.close()
         self.mtu = ways.mtu
-        self.reasons = {version: f"no IPv{version} route leads out" for version in (4, 6) if not ways.devices[version]}
-        if ways.mtu < _LEAST_MTU6 and 6 not in self.reasons:
+        wanted = self._versions
+        self.reasons = {version: f"no IPv{version} route leads out" for version in wanted if not ways.devices[version]}
+        if 6 in wanted and ways.mtu < _LEAST_MTU6 and 6 not in self.reasons:
             self.reasons[6] = f"the MTU is {ways.mtu}, IPv6 needs {_LEAST_MTU6}"
-        self.families = {version: version not in self.reasons for version in (4, 6)}
+        self.families = {version: version in wanted and version not in self.reasons for version in (4, 6)}
         if not any(self.families.values()):
             raise PrivilegeError(f"the socket exit cannot be used: {'; '.join(self.reasons.values())}")
         self._reach = Reach(self._destinations, self._taken.__contains__, {4: ping_permitted(4), 6: ping_permitted(16)})
@@ -113,9 +118,15 @@ class SocketExit:
     def close(self) -> None:
         """Nothing: sessions are closed by those who hold them."""
 
+    @property
+    def kinds(self) -> dict[int, str | None]:
+        """How each family leaves; None: it is not carried."""
+        return {version: "socket" if carried else None for version, carried in self.families.items()}
+
     def facts(self) -> dict[str, object]:
         """Whether a client's ping can be answered: not where the pod's net.ipv4.ping_group_range leaves it out."""
-        return {"ping": {f"ipv{version}": self._reach.ping[version] and self.families[version] for version in (4, 6)}}
+        carried = [version for version in (4, 6) if self.families[version]]
+        return {"ping": {f"ipv{version}": self._reach.ping[version] for version in carried}}
 
     def counters(self) -> dict[str, int]:
         """Packets dropped so far, by reason."""
