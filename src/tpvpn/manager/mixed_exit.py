@@ -48,7 +48,7 @@ class MixedCarrier:
         self._sockets.stop()
 
     def receive(self, buffer: Memory, start: int, end: int) -> int:
-        """Consume the whole frames of buffer[start:end], each run of one version by its carrier; where the rest begins."""
+        """Consume the whole frames of buffer[start:end], each run by its version's carrier; where the rest begins."""
         peek, by_sockets = self._peek.unpack_from, self._by_sockets
         pump, sockets = self._pump.receive, self._sockets.receive
         taker: Receive = pump
