@@ -1,4 +1,4 @@
-"""An OCI image layout as a tar, which `ctr images import` takes: image.py OUT.tar NAME:TAG [--layer TAR] [--add SRC=DST].
+"""An OCI image layout as a tar, for `ctr images import`: image.py OUT.tar NAME:TAG [--layer TAR] [--add SRC=DST].
 
 Each --layer is the uncompressed tar of a root file system; what is added makes one more layer.
 """
