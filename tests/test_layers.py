@@ -19,7 +19,7 @@ LAYERS = {
     "firewall": 1, "firewall.expressions": 2, "firewall.nftables": 2, "firewall.read": 2,
     "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
     "engine": 4, "router": 4,
-    "kube.subnets": 1, "kube.api": 2, "kube.discover": 2,
+    "kube.subnets": 1, "kube.refusal": 1, "kube.api": 2, "kube.discover": 2,
     "control": 5, "lab": 5,
     "cli": 6,
 }  # fmt: skip
@@ -28,7 +28,9 @@ DOORS = {
     "dns": {"dns.names"},
     "pyroute2": {"route.netlink", "lab"},
     "uvloop": {"cli", "manager"},
-    "yaml": {"config"},
+    "yaml": {"config", "kube"},
+    "aiohttp": {"kube.api"},
+    "multidict": {"kube.api"},
     "kubernetes_asyncio": {"kube.api"},
     "scapy": set[str](),
 }

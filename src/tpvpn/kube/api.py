@@ -1,0 +1,310 @@
+"""The door to the API server: a kubeconfig becomes a `Cluster`, which answers requests with plain JSON.
+
+The only user of kubernetes_asyncio: its loader knows contexts, exec plugins, tokens and certificates. It is imported
+when a cluster is opened, since that takes half a second. Credentials are asked for anew whenever they are needed, so
+that a token that has expired meanwhile is replaced. Files with keys, which the loader makes, are gone as soon as they
+have been read.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import ssl
+import urllib.parse
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpvpn.errors import ClusterError
+from tpvpn.kube.refusal import ForbiddenError, refusal
+
+if TYPE_CHECKING:
+    from kubernetes_asyncio.client import ApiClient, Configuration
+    from kubernetes_asyncio.config.kube_config import KubeConfigLoader
+
+PAGE = 500
+"""Objects a request, as kubectl asks."""
+_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a user names a cluster: kubectl's flags of the same names; `timeout` in seconds for one request."""
+
+    kubeconfig: str | None = None
+    context: str | None = None
+    namespace: str | None = None
+    user: str | None = None
+    """--as: whom to be instead."""
+    groups: tuple[str, ...] = ()
+    timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the API server is, for whoever opens a connection of their own."""
+
+    host: str
+    port: int
+    base: str
+    """The path before /api; "" mostly."""
+    tls: ssl.SSLContext | None
+    server_name: str
+    proxy: str | None
+
+
+class Cluster:
+    """An API server, as one user; made by `opened`."""
+
+    def __init__(
+        self, access: Access, loader: "KubeConfigLoader | None", configuration: "Configuration", context: str
+    ) -> None:
+        self._access, self._loader, self._configuration = access, loader, configuration
+        self.context = context
+        self.server = str(configuration.host)
+        self.namespace = access.namespace or _namespace_of(loader)
+        self._client: ApiClient
+
+    async def start(self) -> None:
+        """Log in as the kubeconfig says."""
+        from kubernetes_asyncio.client import ApiClient
+
+        with _short_lived_files():
+            await self._log_in()
+            try:
+                self._client = ApiClient(self._configuration)
+                self.endpoint = _endpoint(self._configuration)
+            except (OSError, ValueError) as error:  # SSLError is an OSError
+                raise ClusterError(f"the kubeconfig's certificates cannot be used: {error}") from error
+        self.server = str(self._configuration.host)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.close()
+
+    async def headers(self) -> dict[str, str]:
+        """Who we are, in HTTP headers, with credentials that are valid now."""
+        if self._loader:
+            with _short_lived_files():
+                await self._log_in()
+        return await self._identity()
+
+    async def _identity(self) -> dict[str, str]:
+        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        headers = {"User-Agent": "tpvpn", "Accept": "application/json"} | ({"Authorization": token} if token else {})
+        return headers | ({"Impersonate-User": self._access.user} if self._access.user else {})
+
+    async def _log_in(self) -> None:
+        from kubernetes_asyncio.config import ConfigException
+
+        if not self._loader:
+            return
+        try:
+            await self._loader.load_and_set(self._configuration)  # pyright: ignore[reportUnknownMemberType]
+        except (ConfigException, OSError, ValueError, KeyError, AssertionError) as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise ClusterError(f"context {self.context} of the kubeconfig cannot be used: {words}") from error
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    async def get(self, path: str, **query: str) -> dict[str, Any]:
+        """GET a path such as /api/v1/nodes. Errors: every ClusterError."""
+        return await self.request("GET", path, query=query)
+
+    async def items(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
+        """The objects of a list, page by page."""
+        more = ""
+        while True:
+            page = await self.get(path, limit=str(PAGE), **query, **({"continue": more} if more else {}))
+            for item in page["items"]:
+                yield item
+            more = page["metadata"].get("continue")
+            if not more:
+                return
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
+        """One request; an expired credential is renewed once. Errors: every ClusterError."""
+        status, data = await self._send(method, path, body, query, content_type, await self._identity())
+        if status == 401 and self._loader:
+            status, data = await self._send(method, path, body, query, content_type, await self.headers())
+        if not 200 <= status < 300:
+            raise refusal(status, data, self.server, _words(method, path))
+        try:
+            answer = json.loads(data)
+            if not isinstance(answer, dict):
+                raise ValueError
+        except ValueError:
+            raise refusal(status, b"", self.server, "") from None
+        return answer  # pyright: ignore[reportUnknownVariableType]
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        query: Mapping[str, str] | None,
+        content_type: str,
+        identity: Mapping[str, str],
+    ) -> tuple[int, bytes]:
+        import aiohttp
+        from multidict import CIMultiDict
+
+        headers: Any = CIMultiDict({**identity, "Content-Type": content_type})
+        for group in self._access.groups:
+            headers.add("Impersonate-Group", group)
+        try:
+            client: Any = self._client.rest_client
+            answer = await client.request(
+                method,
+                self.server + path,
+                query_params=list((query or {}).items()),
+                headers=headers,
+                body=body,
+                _preload_content=False,
+                _request_timeout=self._access.timeout,
+            )
+            return answer.status, await answer.read()
+        except TimeoutError:
+            raise ClusterError(
+                f"{self.server} did not answer within {self._access.timeout:g} s: is the VPN up that leads to it?"
+            ) from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise ClusterError(
+                f"{self.server} has a certificate that the kubeconfig does not trust: {error.certificate_error}"
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            reason = getattr(error, "os_error", error)
+            raise ClusterError(f"cannot reach the API server {self.server}: {_plain(reason)}") from error
+
+    async def may(self, verb: str, resource: str, *, group: str = "", namespace: str = "", name: str = "") -> bool:
+        """Whether this user may; "pods/portforward" for a subresource. What cannot be asked counts as yes."""
+        resource, _, part = resource.partition("/")
+        attributes = {"verb": verb, "resource": resource, "subresource": part, "group": group}
+        asked = {"spec": {"resourceAttributes": attributes | {"namespace": namespace, "name": name}}}
+        try:
+            answer = await self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", asked)
+        except ForbiddenError:
+            return True
+        return bool(answer.get("status", {}).get("allowed"))
+
+
+@contextlib.asynccontextmanager
+async def opened(access: Access) -> AsyncGenerator[Cluster]:
+    """The cluster that these flags name; ClusterError when there is none or it cannot be used."""
+    from kubernetes_asyncio.client import Configuration
+
+    configuration = Configuration()
+    configuration.connection_pool_maxsize = 16
+    found = await asyncio.to_thread(_load, access)
+    if found is None:
+        cluster = Cluster(access, None, _in_cluster(configuration), "in-cluster")
+    else:
+        loader, context = found
+        cluster = Cluster(access, loader, configuration, context)
+    await cluster.start()
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+def _load(access: Access) -> "tuple[KubeConfigLoader, str] | None":
+    """The kubeconfig's loader and its context; None inside a cluster, where there is no file."""
+    import yaml
+    from kubernetes_asyncio.config import ConfigException
+    from kubernetes_asyncio.config.kube_config import KubeConfigLoader, KubeConfigMerger
+
+    named = access.kubeconfig or os.environ.get("KUBECONFIG")
+    paths = [path for path in (named or "~/.kube/config").split(os.pathsep) if path]
+    there = [path for path in paths if Path(path).expanduser().exists()]
+    if not there:
+        if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
+            return None
+        raise ClusterError(f"there is no kubeconfig {' or '.join(paths)}: give --kubeconfig or set KUBECONFIG")
+    try:
+        merged = KubeConfigMerger(os.pathsep.join(there))
+        # Of several files the first that names a context has it; the merger takes the last.
+        current = [
+            str(words["current-context"]) for words in merged.config_files.values() if words.get("current-context")
+        ]
+        context = access.context or (current[0] if current else "")
+        if not context:
+            raise ClusterError(f"{there[0]} has no current context: give --context")
+        return KubeConfigLoader(merged.config, active_context=context, config_base_path=None), context
+    except ConfigException as error:
+        names = ", ".join(sorted(_contexts(there)))
+        reason = f"no context {access.context}" if access.context and names else f"no usable context: {error}"
+        raise ClusterError(f"{' and '.join(there)} has {reason}; it has {names or 'none'}") from error
+    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+        words = " ".join(str(error).split())
+        raise ClusterError(f"{' and '.join(there)} is no kubeconfig: {words or type(error).__name__}") from error
+
+
+def _contexts(paths: list[str]) -> set[str]:
+    import yaml
+
+    files: Any = [yaml.safe_load(Path(path).expanduser().read_text()) for path in paths]
+    return {str(one["name"]) for words in files for one in words.get("contexts") or ()}
+
+
+def _in_cluster(configuration: "Configuration") -> "Configuration":
+    from kubernetes_asyncio.config import ConfigException
+    from kubernetes_asyncio.config.incluster_config import InClusterConfigLoader
+
+    try:
+        InClusterConfigLoader(f"{_ACCOUNT}/token", f"{_ACCOUNT}/ca.crt").load_and_set(configuration)
+    except ConfigException as error:
+        raise ClusterError(f"this pod's service account cannot be used: {error}") from error
+    return configuration
+
+
+def _namespace_of(loader: "KubeConfigLoader | None") -> str:
+    current: Any = loader.current_context if loader else {}
+    return str(current["context"].get("namespace") or "default") if current else "default"
+
+
+@contextlib.contextmanager
+def _short_lived_files() -> Generator[None]:
+    """The loader writes keys of a kubeconfig to files, for OpenSSL to read; they are removed at the end."""
+    from kubernetes_asyncio.config import kube_config
+
+    try:
+        yield
+    finally:
+        kube_config._cleanup_temp_files()  # pyright: ignore[reportPrivateUsage]
+
+
+def _endpoint(configuration: "Configuration") -> Endpoint:
+    parts = urllib.parse.urlsplit(str(configuration.host))
+    tls = None
+    if parts.scheme == "https":
+        tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        if configuration.cert_file:
+            tls.load_cert_chain(configuration.cert_file, configuration.key_file)
+        if not configuration.verify_ssl:
+            tls.check_hostname = False
+            tls.verify_mode = ssl.CERT_NONE
+    host = parts.hostname or ""
+    port = parts.port or (443 if tls else 80)
+    return Endpoint(host, port, parts.path.rstrip("/"), tls, configuration.tls_server_name or host, configuration.proxy)
+
+
+def _words(method: str, path: str) -> str:
+    return f"{_VERBS[method]} {path}"
+
+
+def _plain(error: object) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
