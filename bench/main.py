@@ -8,16 +8,15 @@ import re
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.measure import MEASUREMENTS, Effort, Measurement, tcp
+from bench.measure import MEASUREMENTS, Effort, Measurement
 from bench.peers import PEERS
 from bench.summary import BARS, DIRECT, Round, verdicts
 from bench.wan import DEVICE, Wan
-from bench.ways import Tpvpn, Way
+from bench.ways import Tpvpn, TpvpnSocket, Way
 from tpvpn.errors import TpvpnError
 from tpvpn.lab import Lab, Where
 from tpvpn.lab.topology import NODE
@@ -35,8 +34,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pings", type=int, default=500, help="round trips a measurement (500)")
     parser.add_argument("--only", type=_names, default=list(MEASUREMENTS), metavar=",".join(MEASUREMENTS))
     parser.add_argument("--quick", action="store_true", help="one round of 1 s and 200 round trips, to see it work")
-    parser.add_argument("--no-peers", action="store_true", help="measure the direct path and tpvpn alone")
-    wan = "over an emulated link (ms one way, %%, Mb/s), one TCP flow each way"
+    parser.add_argument(
+        "--no-peers", action="store_true", help="measure the direct path and tpvpn alone, with either exit"
+    )
+    wan = "over an emulated link (ms one way, %%, Mb/s): TCP, and ping beside it"
     parser.add_argument("--wan", metavar="DELAY,LOSS,RATE", help=wan)
     parser.add_argument("--name", help="of the files in bench/results (bench, or wan-DELAY-LOSS-RATE)")
     arguments = parser.parse_args(argv)
@@ -85,13 +86,13 @@ def measure(lab: Lab, arguments: argparse.Namespace, results: dict[str, Any]) ->
     prepare(lab)
     peers = () if arguments.no_peers or arguments.wan else PEERS
     results["absent"] = [peer.name for peer in peers if peer.missing()]
-    ways: list[Way] = [Way(lab), Tpvpn(lab), *(peer(lab) for peer in peers if not peer.missing())]
+    ways: list[Way] = [Way(lab), Tpvpn(lab), TpvpnSocket(lab), *(peer(lab) for peer in peers if not peer.missing())]
     results["ways"] = [way.name for way in ways]
     effort = Effort(arguments.seconds, arguments.pings)
     chosen: dict[str, Measurement] = {name: MEASUREMENTS[name] for name in arguments.only}
     if arguments.wan:
         emulate(lab, arguments.wan)
-        chosen = {"tcp": partial(tcp, flows=(1,))}
+        chosen = {name: MEASUREMENTS[name] for name in ("tcp", "ping", "load")}
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}", file=sys.stderr)
         results["rounds"].append(one_round(ways, chosen, effort, results["failures"]))
@@ -166,5 +167,7 @@ def write(results: dict[str, Any], name: str) -> None:
     (RESULTS / f"{name}.md").write_text(page)
     print(page)
     if results["wan"] is None:
-        passed = sum(verdict is True for _, _, verdict in verdicts(results["rounds"]))
-        print(f"{passed} of {len(BARS)} bars reached; {DIRECT} is plain routing through the node")
+        for way in BARS:
+            reached = [verdict is True for _, _, verdict in verdicts(results["rounds"], way)]
+            print(f"{way}: {sum(reached)} of {len(reached)} bars reached")
+        print(f"{DIRECT} is plain routing through the node")
