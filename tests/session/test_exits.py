@@ -329,6 +329,16 @@ def abort(first: socket.socket, second: socket.socket) -> object:
     return outcome(second.recv, 1), outcome(second.send, b"x")
 
 
+@gives((b"last words", "ECONNRESET"))
+def the_pod_aborts_behind_data(way: Way) -> object:
+    with way.pair() as (near, far):
+        far.send(b"last words")
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        assert select.select([near], [], [], LONG)[0]
+        far.close()
+        return near.recv(100), outcome(near.recv, 1)
+
+
 @gives("ECONNRESET")
 def the_laptop_closes_without_having_read(way: Way) -> object:
     with way.pair() as ends:
@@ -384,9 +394,10 @@ def the_pod_dies_while_the_laptop_does_not_read(way: Way) -> object:
         return "told" if told.poll(1000 * AT_ONCE) else "not told"
 
 
-@gives("ETIMEDOUT")
+@gives("ETIMEDOUT", socket="ECONNRESET")
 def keepalive_finds_a_dead_pod(way: Way) -> object:
     with way.pair() as (near, far):
+        near.settimeout(2 * LONG)
         near.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
             near.setsockopt(socket.IPPROTO_TCP, option, value)

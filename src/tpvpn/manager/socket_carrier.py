@@ -26,6 +26,7 @@ from tpvpn.manager.socket_flow import Flow, error_of
 from tpvpn.manager.socket_icmp import EchoFlow, for_socket
 from tpvpn.manager.socket_tcp import TcpFlow, write_reset
 from tpvpn.manager.socket_udp import UdpFlow, answered_key
+from tpvpn.manager.socket_watch import Watch
 from tpvpn.proto.flow import Bucket, FlowTable, Pool, Timers
 from tpvpn.proto.reassembly import Reassembler
 from tpvpn.pump import MAX_PACKET, Counters, hand_on
@@ -73,6 +74,8 @@ class SocketCarrier:
         self._paused: list[Flow] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._watch = Watch(self.loop)
+        self.watch, self.unwatch = self._watch.add, self._watch.remove
         self._draining = False
         self._running = False
 
@@ -91,6 +94,7 @@ class SocketCarrier:
             self._timer.cancel()
         for flow in list(self.table.flows.values()):
             flow.end()
+        self._watch.close()
         self._turns.clear()
         self._waiting.clear()
         self._paused.clear()
@@ -287,6 +291,8 @@ class SocketCarrier:
         self.pool.give_back()
         self._drop("socket")
         reason = error_of(error.errno)
+        if packet.version == 6 and reason is Error.HOST_UNREACHABLE:
+            reason = Error.NO_ROUTE  # an unreachable route is one to a router (ip6_pkt_discard in net/ipv6/route.c)
         if reason:
             self.report(reason, packet, None)
 

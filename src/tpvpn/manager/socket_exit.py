@@ -99,6 +99,7 @@ class SocketExit:
         netlink = RouteSocket()
         try:
             ways = ways_out(netlink.devices(), netlink.main_routes())
+            own = netlink.addresses()
         finally:
             netlink.close()
         self.mtu = ways.mtu
@@ -108,7 +109,8 @@ class SocketExit:
         self.families = {version: version not in self.reasons for version in (4, 6)}
         if not any(self.families.values()):
             raise PrivilegeError(f"the socket exit cannot be used: {'; '.join(self.reasons.values())}")
-        self._reach = Reach(self._destinations, self._taken.__contains__, {4: ping_permitted(4), 6: ping_permitted(16)})
+        ping = {4: ping_permitted(4), 6: ping_permitted(16)}
+        self._reach = Reach(self._destinations, self._taken.__contains__, ping, own)
 
     def close(self) -> None:
         """Nothing: sessions are closed by those who hold them."""
