@@ -650,17 +650,38 @@ def traceroute_by_tcp(way: Way) -> object:
 # -- the header --------------------------------------------------------------------------------------------------------
 
 
-@gives({"ttl": 63, "traffic class": 0xB8})
+HEADER_OPTIONS = {  # IP_RECVTTL, IP_RECVTOS, IP_TOS; IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS, IPV6_TCLASS
+    V4: (socket.IPPROTO_IP, 12, 13, socket.IP_TOS),
+    V6: (socket.IPPROTO_IPV6, 51, 66, 67),
+}
+
+
+@gives({"hop limit": 63, "traffic class": 0xB9})
 def header_fields_of_a_datagram(way: Way) -> object:
     """What the laptop's socket chose is what arrives, one hop later."""
-    four = way.family == V4
-    level = socket.IPPROTO_IP if four else socket.IPPROTO_IPV6
     with way.listener(way.pod, socket.SOCK_DGRAM) as far, way.open(socket.SOCK_DGRAM) as near:
-        wanted = (12, 13) if four else (51, 66)  # IP_RECVTTL, IP_RECVTOS; IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS
-        for option in wanted:
-            far.setsockopt(level, option, 1)
-        near.setsockopt(level, socket.IP_TOS if four else 67, 0xB8)
-        near.sendto(b"x", far.getsockname()[:2])
-        _, ancillary, *_ = far.recvmsg(10, 512)
-        names = {2: "ttl", 1: "traffic class"} if four else {52: "ttl", 67: "traffic class"}
-        return {names[kind]: int.from_bytes(data, "little") for _, kind, data in ancillary}
+        return header(way.family, near, far, far.getsockname())
+
+
+@gives({"hop limit": 63, "traffic class": 0xB9}, socket={"hop limit": 64, "traffic class": 0})
+def header_fields_of_an_answer(way: Way) -> object:
+    with way.listener(way.pod, socket.SOCK_DGRAM) as far, way.open(socket.SOCK_DGRAM) as near:
+        near.sendto(b"x", far.getsockname())
+        return header(way.family, far, near, far.recvfrom(1)[1])
+
+
+def header(family: int, sender: socket.socket, receiver: socket.socket, address: object) -> object:
+    level, with_limit, with_class, traffic_class = HEADER_OPTIONS[family]
+    receiver.setsockopt(level, with_limit, 1)
+    receiver.setsockopt(level, with_class, 1)
+    sender.setsockopt(level, traffic_class, 0xB9)  # expedited forwarding, ECT(1)
+    sender.sendto(b"x", address)  # type: ignore[arg-type]
+    _, ancillary, *_ = receiver.recvmsg(10, 512)
+    names = {socket.IP_TTL: "hop limit", 52: "hop limit", socket.IP_TOS: "traffic class", 67: "traffic class"}
+    return {names[kind]: int.from_bytes(data, "little") for _, kind, data in ancillary}
+
+
+@gives("kept", socket="another")
+def the_source_port(way: Way) -> object:
+    with way.pair() as (near, far):
+        return "kept" if near.getsockname()[1] == far.getpeername()[1] else "another"

@@ -123,8 +123,8 @@ class TcpFlow(Flow):
 
     def _keep_alive(self, now: float) -> None:
         """The laptop asks whether its peer is there: the socket asks too, and gives up by the same measure."""
-        seconds = max(1, min(round(now - self._heard_at), _LONGEST_KEEPALIVE))
-        if seconds != self._keepalive and self._socket.fileno() >= 0:
+        seconds = min(round(now - self._heard_at), _LONGEST_KEEPALIVE)
+        if seconds and seconds != self._keepalive and self._socket.fileno() >= 0:
             self._keepalive = seconds
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
             # What is shorter than the silence so far is due at once (tcp_sock_set_keepidle_locked in net/ipv4/tcp.c).

@@ -201,7 +201,8 @@ class Connection:
             if self._time_wait_at is not None:
                 self._time_wait_at = now + TIME_WAIT
         else:  # a keepalive or a window probe, or no one's: two ends must not answer each other for ever
-            self._events |= KEEPALIVE
+            if self._receiver.edge > self._receiver.nxt and segment.seq == self._receiver.nxt - 1 & _MASK:
+                self._events |= KEEPALIVE
             self._challenge(now)
 
     def _receive_unusual(self, flags: int, seq: int, now: float) -> None:
@@ -215,8 +216,7 @@ class Connection:
 
     def _challenge(self, now: float) -> None:
         self.dropped += 1
-        if self._challenges.may_answer(now):
-            self._receiver.ack_due = True
+        self._receiver.ack_due |= self._challenges.may_answer(now)
 
     def _receive_ack(self, segment: Segment, seq: int, now: float) -> bool:
         """The segment's ACK field; whether the rest of the segment may be used."""
