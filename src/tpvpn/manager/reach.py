@@ -17,16 +17,21 @@ _KEPT = 10.0
 _MOST_KEPT = 4096
 _MULTICAST4, _MULTICAST6 = 224, 0xFF
 _DISCARD = 9
-_OUTSIDE = {4: bytes((192, 0, 2, 1)), 16: bytes.fromhex("20010db8") + bytes(12)}
-"""Anywhere (RFC 5737, RFC 3849): a default route leads there."""
 
 
 class Reach:
-    """For all sessions of an exit; `taken(address)` says whether it is another session's."""
+    """For all sessions of an exit; `taken(address)` says whether it is another session's, `own` are this host's."""
 
-    def __init__(self, destinations: Sequence[Network], taken: Callable[[bytes], bool], ping: dict[int, bool]) -> None:
+    def __init__(
+        self,
+        destinations: Sequence[Network],
+        taken: Callable[[bytes], bool],
+        ping: dict[int, bool],
+        own: Sequence[bytes],
+    ) -> None:
         self.ping = ping
         """Which families have ping sockets."""
+        self._own = {len(address): address for address in reversed(own)}
         self._destinations, self._taken = destinations, taken
         self._known: dict[bytes, str | None] = {}
         self._hops: dict[bytes, bytes | None] = {}
@@ -43,7 +48,7 @@ class Reach:
         """This host's address on the way there, which is how a router names itself; else any of its own."""
         self._forget()
         if address not in self._hops:
-            self._hops[address] = _way(address) or _way(_OUTSIDE[len(address)])
+            self._hops[address] = _way(address) or self._own.get(len(address))
         return self._hops[address]
 
     def _forget(self) -> None:

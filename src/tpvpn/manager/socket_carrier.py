@@ -12,6 +12,8 @@ Theory of operation. Nothing awaits, and nothing is logged for a packet.
 """
 
 import asyncio
+import errno
+import logging
 import struct
 import time
 from collections import Counter, deque
@@ -22,15 +24,18 @@ from tpvpn.errors import ProtocolError
 from tpvpn.link import Link, Memory
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.reach import SessionReach
-from tpvpn.manager.socket_flow import Flow, error_of
+from tpvpn.manager.socket_flow import Flow, error_of, text_of
 from tpvpn.manager.socket_icmp import EchoFlow, for_socket
 from tpvpn.manager.socket_tcp import TcpFlow, write_reset
 from tpvpn.manager.socket_udp import UdpFlow, answered_key
+from tpvpn.manager.socket_watch import Watch
 from tpvpn.proto.flow import Bucket, FlowTable, Pool, Timers
 from tpvpn.proto.reassembly import Reassembler
 from tpvpn.pump import MAX_PACKET, Counters, hand_on
 from tpvpn.wire import frame, icmp, ip, tcp, udp, vnet
 from tpvpn.wire.icmp import Error
+
+log = logging.getLogger("tpvpn.manager")
 
 FLOW_RATE, FLOW_BURST = 5000.0, 5000.0
 """New flows a second in each session: more than Python makes, so that a flood leaves time for others."""
@@ -73,6 +78,8 @@ class SocketCarrier:
         self._paused: list[Flow] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._watch = Watch(self.loop)
+        self.watch, self.unwatch = self._watch.add, self._watch.remove
         self._draining = False
         self._running = False
 
@@ -91,6 +98,7 @@ class SocketCarrier:
             self._timer.cancel()
         for flow in list(self.table.flows.values()):
             flow.end()
+        self._watch.close()
         self._turns.clear()
         self._waiting.clear()
         self._paused.clear()
@@ -283,12 +291,26 @@ class SocketCarrier:
         return refusal is None
 
     def _failed(self, error: OSError, packet: ip.Packet) -> None:
-        """No socket: a route that is missing is said, a lack of descriptors or ports is a full queue."""
+        """No socket: a route that is missing is said, and a lack of ports, a lack of descriptors is a full queue."""
         self.pool.give_back()
-        self._drop("socket")
+        if error.errno == errno.EADDRNOTAVAIL and packet.protocol == ip.TCP:
+            self._say_ports(packet)
+        else:
+            self._drop("socket")
         reason = error_of(error.errno)
+        if packet.version == 6 and reason is Error.HOST_UNREACHABLE:
+            reason = Error.NO_ROUTE  # an unreachable route is one to a router (ip6_pkt_discard in net/ipv6/route.c)
         if reason:
             self.report(reason, packet, None)
+
+    def _say_ports(self, packet: ip.Packet) -> None:
+        """Every local port has a connection to this destination, most of them in TIME-WAIT: once in a session."""
+        if not self.dropped["ports"]:
+            target = f"{text_of(self._reach.translated(packet.destination))} port {tcp.ports(packet.payload)[1]}"
+            log.warning(
+                "no local port is left for %s: spread its connections or widen net.ipv4.ip_local_port_range", target
+            )
+        self._drop("ports")
 
     def _drop(self, reason: str) -> None:
         self.dropped[reason] += 1

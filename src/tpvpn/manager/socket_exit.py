@@ -32,7 +32,7 @@ MAX_MEMORY = 256 << 20
 KEPT_DESCRIPTORS = 1100
 """For links and whatever else the manager opens."""
 _LEAST_MTU6 = 1280  # RFC 8200 section 5
-_COUNTERS = ("between_sessions", "manager", "destination", "flows", "flow_rate", "half_open", "socket")
+_COUNTERS = ("between_sessions", "manager", "destination", "flows", "flow_rate", "half_open", "socket", "ports")
 
 
 class SocketPlace:
@@ -103,6 +103,7 @@ class SocketExit:
         netlink = RouteSocket()
         try:
             ways = ways_out(netlink.devices(), netlink.main_routes())
+            own = netlink.addresses()
         finally:
             netlink.close()
         self.mtu = ways.mtu
@@ -113,7 +114,8 @@ class SocketExit:
         self.families = {version: version in wanted and version not in self.reasons for version in (4, 6)}
         if not any(self.families.values()):
             raise PrivilegeError(f"the socket exit cannot be used: {'; '.join(self.reasons.values())}")
-        self._reach = Reach(self._destinations, self._taken.__contains__, {4: ping_permitted(4), 6: ping_permitted(16)})
+        ping = {4: ping_permitted(4), 6: ping_permitted(16)}
+        self._reach = Reach(self._destinations, self._taken.__contains__, ping, own)
 
     def close(self) -> None:
         """Nothing: sessions are closed by those who hold them."""

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 from tpvpn.manager.outbox import Outbox
@@ -25,6 +26,10 @@ _BY_NUMBER = {
     errno.EACCES: Error.PROHIBITED,  # a `prohibit` route, or ICMPv6's code 1
     errno.ENOPROTOOPT: Error.PROTOCOL_UNREACHABLE,
     errno.EMSGSIZE: Error.TOO_BIG,
+}
+_FIELDS = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL, socket.IP_TOS),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, socket.IPV6_TCLASS),
 }
 
 
@@ -71,6 +76,14 @@ class Owner(Protocol):
         """`flow.resume()` shall be called when the link takes packets again."""
         ...
 
+    def watch(self, descriptor: int, failed: Callable[[], None]) -> None:
+        """`failed()` shall be called once when this connection has an error, or both sides have finished."""
+        ...
+
+    def unwatch(self, descriptor: int) -> None:
+        """No longer; harmless for one that is not watched."""
+        ...
+
     def answered(self) -> None:
         """A flow is half open no more."""
         ...
@@ -100,6 +113,13 @@ def family_of(address: bytes) -> socket.AddressFamily:
 def text_of(address: bytes) -> str:
     """The address in words, as `connect` wants it."""
     return socket.inet_ntop(family_of(address), address)
+
+
+def leave_as(opened: socket.socket, packet: ip.Packet) -> None:
+    """Let a socket's packets leave with the traffic class of the client's, and a hop less, as behind a router."""
+    level, hop_limit, traffic_class = _FIELDS[opened.family]
+    opened.setsockopt(level, hop_limit, packet.hop_limit - 1)
+    opened.setsockopt(level, traffic_class, packet.traffic_class)
 
 
 def error_of(number: int | None) -> Error | None:

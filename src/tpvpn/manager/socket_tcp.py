@@ -14,8 +14,10 @@ It knows which event of one side is what on the other (the protocol itself is `p
     FIN                      <-  end of file
     RST                      ->  reset: closed with SO_LINGER 0
     RST                      <-  any error of the socket
+    keepalive                ->  a keepalive, and as often from then on
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -23,8 +25,9 @@ import struct
 import time
 
 from tpvpn.manager.outbox import Outbox
-from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, text_of
-from tpvpn.proto.tcp import ESTABLISHED, PEER_CLOSED, RESET, Connection, Limits, reset_for
+from tpvpn.manager.socket_errors import read_errors, tell_errors
+from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, text_of
+from tpvpn.proto.tcp import ESTABLISHED, KEEPALIVE, PEER_CLOSED, RESET, Connection, Limits, reset_for
 from tpvpn.wire import frame, ip, tcp
 
 BUFFER = 1 << 20
@@ -32,6 +35,8 @@ BUFFER = 1 << 20
 _AT_ONCE = 4
 """Reads in a row from a socket that has more, and segments in a turn: then others have theirs."""
 _MOST_PIECES = 512  # IOV_MAX is 1024
+_LONGEST_KEEPALIVE = 7200
+"""Seconds; the default of net.ipv4.tcp_keepalive_time, so that none is asked more rarely than before."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -43,6 +48,7 @@ class TcpFlow(Flow):
         self.half_open = True
         self._owner = owner
         self._syn = ip.parse(bytes(packet.data))  # an ICMP error quotes it
+        self._real = real
         source_port, port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
         self._writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=owner.offload)
         headers = packet.header_length if packet.version == 6 else ip.HEADER_LENGTH4
@@ -51,6 +57,7 @@ class TcpFlow(Flow):
         self._connection = Connection(Limits(mss, largest, BUFFER, BUFFER))
         self._read_size = largest or 16 * mss
         self._held = 0
+        self._heard_at, self._keepalive = 0.0, 0
         self._ended = False
         self._reading = self._writing = self._paused = False
         self._client_finished = self._told_finished = self._cluster_finished = False
@@ -66,6 +73,8 @@ class TcpFlow(Flow):
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the laptop has decided when to send
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tell_errors(self._socket)
+        leave_as(self._socket, self._syn)
         self._fd = self._socket.fileno()
         number = self._socket.connect_ex((text_of(real), port))
         if number not in (0, errno.EINPROGRESS, errno.ECONNREFUSED):
@@ -95,6 +104,9 @@ class TcpFlow(Flow):
             return
         if events & ESTABLISHED:
             self._read()
+        if events & KEEPALIVE:
+            self._keep_alive(now)
+        self._heard_at = now
         if connection.readable and not self._writing and not self.half_open:
             self._push()
         if events & PEER_CLOSED:
@@ -108,6 +120,15 @@ class TcpFlow(Flow):
             self._read()
         self._count()
         self._owner.wants_turn(self)
+
+    def _keep_alive(self, now: float) -> None:
+        """The laptop asks whether its peer is there: the socket asks too, and gives up by the same measure."""
+        seconds = min(round(now - self._heard_at), _LONGEST_KEEPALIVE)
+        if seconds and seconds != self._keepalive and self._socket.fileno() >= 0:
+            self._keepalive = seconds
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
+            # What is shorter than the silence so far is due at once (tcp_sock_set_keepidle_locked in net/ipv4/tcp.c).
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
 
     def write(self, outbox: Outbox, now: float) -> bool:
         """Put segments into the outbox: as many as there is room for."""
@@ -136,12 +157,20 @@ class TcpFlow(Flow):
     def _on_connected(self) -> None:
         self._owner.loop.remove_writer(self._fd)
         number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        told = read_errors(self._socket) if number else []
+        if told:
+            self.end()
+            speaker = self._syn.destination if told[0].speaker == self._real else told[0].speaker
+            self._owner.report(told[0].error, self._syn, speaker)
+            return
         if self._refused_at_once or number == errno.ECONNREFUSED:
             self._connection.refuse()
         elif number:
             self._give_up(number)
             return
         else:
+            tell_errors(self._socket, False)  # they would end an open connection
+            self._owner.watch(self._fd, self._on_failed)
             self._connection.accept(time.monotonic(), int.from_bytes(os.urandom(4), "big"))
         self._set_open()
         self._owner.wants_turn(self)
@@ -229,8 +258,23 @@ class TcpFlow(Flow):
         except OSError:
             self._broken()
 
+    def _on_failed(self) -> None:
+        """The socket has an error: what came before it goes first, as far as there is room."""
+        if not self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return  # both sides have finished
+        self._stop_reading()
+        self._cluster_finished = True
+        connection = self._connection
+        with contextlib.suppress(OSError):
+            while (room := min(connection.writable, self._read_size)) and (data := self._socket.recv(room)):
+                connection.write(data)
+        self._owner.wants_turn(self)
+        self._owner.loop.call_soon(self._broken)
+
     def _broken(self) -> None:
         """The real connection is lost: so is the laptop's."""
+        if self._socket.fileno() < 0:
+            return
         self._connection.abort()
         self._close_socket()
         self._owner.wants_turn(self)
@@ -255,6 +299,7 @@ class TcpFlow(Flow):
             return
         self._owner.loop.remove_reader(self._fd)
         self._owner.loop.remove_writer(self._fd)
+        self._owner.unwatch(self._fd)
         self._reading = self._writing = False
         if not (self._told_finished and self._cluster_finished):
             self._cluster_finished = True

@@ -18,6 +18,7 @@ from tpvpn.proto.tcp.state import (
     AFTER_THEIR_FIN,
     CLOSED,
     ESTABLISHED,
+    KEEPALIVE,
     MAY_WRITE,
     OPENING,
     PEER_CLOSED,
@@ -105,8 +106,7 @@ class Connection:
         self._open(State.SYN_SENT, now, iss)
 
     def _open(self, state: State, now: float, iss: int) -> None:
-        self.state = state
-        self._opened_at = now
+        self.state, self._opened_at = state, now
         self._sender = Sender(iss, self.send_mss, self._limits.largest or self.send_mss)
         self._syn_due = True
 
@@ -201,6 +201,8 @@ class Connection:
             if self._time_wait_at is not None:
                 self._time_wait_at = now + TIME_WAIT
         else:  # a keepalive or a window probe, or no one's: two ends must not answer each other for ever
+            if self._receiver.edge > self._receiver.nxt and segment.seq == self._receiver.nxt - 1 & _MASK:
+                self._events |= KEEPALIVE
             self._challenge(now)
 
     def _receive_unusual(self, flags: int, seq: int, now: float) -> None:
@@ -214,8 +216,7 @@ class Connection:
 
     def _challenge(self, now: float) -> None:
         self.dropped += 1
-        if self._challenges.may_answer(now):
-            self._receiver.ack_due = True
+        self._receiver.ack_due |= self._challenges.may_answer(now)
 
     def _receive_ack(self, segment: Segment, seq: int, now: float) -> bool:
         """The segment's ACK field; whether the rest of the segment may be used."""
@@ -305,9 +306,8 @@ class Connection:
         if data:
             buffer = self._sender.buffer
             buffer.append(data if isinstance(data, bytes) else bytes(data))
-            self._full = self._limits.send_buffer - len(buffer) < min(
-                self._sender.largest, self._limits.send_buffer // 4
-            )
+            least = min(self._sender.largest, self._limits.send_buffer // 4)
+            self._full = self._limits.send_buffer - len(buffer) < least
 
     def shutdown_write(self) -> None:
         """Send FIN behind what was written; the other direction goes on."""
