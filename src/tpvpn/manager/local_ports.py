@@ -20,23 +20,28 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 def connect(opened: socket.socket, address: str, port: int) -> int:
     """Begin to connect: 0 or the errno; EADDRNOTAVAIL when no port was found for this target."""
     low, high = _range()
+    pieces = -(-(high - low) // _PIECE)
+    piece = random.randrange(pieces)
     number = 0
-    for _ in range(_PIECES):
-        if high - low > _PIECE:
-            start = random.randrange(low, high - _PIECE)
-            bounds = _BOUNDS.pack(start + _PIECE - 1 << 16 | start)
-            try:
-                opened.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, bounds)
-            except OSError:
-                return opened.connect_ex((address, port))
+    for _ in range(min(pieces, _PIECES)):
+        first = low + piece * _PIECE
+        last = min(first + _PIECE, high) - 1
+        try:
+            opened.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _BOUNDS.pack(last << 16 | first))
+        except OSError:
+            return opened.connect_ex((address, port))
         number = opened.connect_ex((address, port))
         if number != errno.EADDRNOTAVAIL:
             break
+        piece = (piece + 1) % pieces
     return number
 
 
 @functools.cache
 def _range() -> tuple[int, int]:
-    """As it was with the first connection: when it changes, the kernel takes no piece from outside."""
+    """The first port and the one behind the last, as they were with the first connection.
+
+    When the sysctl changes, the kernel takes no port from outside of what it is then.
+    """
     low, high = _RANGE.read_text().split()
     return int(low), int(high) + 1
