@@ -21,7 +21,7 @@ def manager(place) -> Iterator[Manager]:
         yield manager
 
 
-def test_tcp_udp_and_ping_of_both_families(place, manager: Manager) -> None:
+def test_ping_and_udp_of_both_families(place, manager: Manager) -> None:
     assert manager.status("Uid").split()[0] == "65534"
     assert manager.status("CapBnd").strip("0") == ""
     with manager.session() as session:
@@ -35,16 +35,18 @@ def test_tcp_udp_and_ping_of_both_families(place, manager: Manager) -> None:
                 answer = session.next_packet()
                 assert answer is not None
                 assert bytes(answer[UDP].payload) == b"answer"
-        for address in (CLUSTER4, CLUSTER6):
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            with inside(place[1]):
-                listening = socket.create_server((address, 8080), family=family)
-            with listening:
-                stream = Stream(session, address, 8080, 4001)
-                stream.connect()
-                connected, _ = listening.accept()
-                with connected:
-                    stream.send("PA", b"question")
-                    assert connected.recv(100) == b"question"
-                    connected.sendall(b"answer")
-                    assert stream.expect(lambda _, data: len(data) == 6) == b"answer"
+
+
+@pytest.mark.parametrize("address", [CLUSTER4, CLUSTER6])
+def test_tcp(place, manager: Manager, address: str) -> None:
+    with inside(place[1]):
+        server = socket.create_server((address, 8080), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with server, manager.session() as session:
+        stream = Stream(session, address, 8080, 4001)
+        stream.connect()
+        connected, _ = server.accept()
+        with connected:
+            stream.send("PA", b"question")
+            assert connected.recv(100) == b"question"
+            connected.sendall(b"answer")
+            assert stream.expect(lambda _, data: len(data) == 6) == b"answer"
