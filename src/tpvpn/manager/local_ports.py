@@ -21,9 +21,8 @@ def connect(opened: socket.socket, address: str, port: int) -> int:
     """Begin to connect: 0 or the errno; EADDRNOTAVAIL when no port was found for this target."""
     low, high = _range()
     pieces = -(-(high - low) // _PIECE)
-    piece = random.randrange(pieces)
     number = 0
-    for _ in range(min(pieces, _PIECES)):
+    for piece in random.sample(range(pieces), min(pieces, _PIECES)):
         first = low + piece * _PIECE
         last = min(first + _PIECE, high) - 1
         try:
@@ -33,7 +32,6 @@ def connect(opened: socket.socket, address: str, port: int) -> int:
         number = opened.connect_ex((address, port))
         if number != errno.EADDRNOTAVAIL:
             break
-        piece = (piece + 1) % pieces
     return number
 
 
