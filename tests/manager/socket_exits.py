@@ -1,5 +1,6 @@
 """A manager with the socket exit in a real pod, as nobody and without a capability; scapy plays its clients."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -7,8 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 from scapy.layers.inet import IP, TCP
@@ -17,7 +20,12 @@ from scapy.packet import Packet, Raw
 
 from peers import Client, eventually
 from pod import inside, pod_and_cluster, sysctl
-from tpvpn.proto.session import Offer
+from tpvpn.link import Link
+from tpvpn.manager.socket_carrier import SocketCarrier
+from tpvpn.manager.socket_exit import MAX_MEMORY, SocketExit
+from tpvpn.proto.flow import Pool
+from tpvpn.proto.session import Offer, Terms
+from tpvpn.transport import stream as transport
 from tpvpn.wire import frame
 
 TOKEN = b"token-of-ann"
@@ -184,3 +192,87 @@ def _manager_in(pod: str, directory: Path, rights: Sequence[str], options: Seque
     finally:
         process.terminate()
         process.wait(15)
+
+
+# -- an exit within the test ---------------------------------------------------------------------------------------
+
+
+class WoundLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock runs, and can be put forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+class ExitWithin:
+    """A socket exit in a thread that is in the pod, with one session: a test sees what it counts, and winds its clock.
+
+    `memory`: bytes that the buffers of all flows may hold.
+    """
+
+    def __init__(self, pod: str, memory: int) -> None:
+        self._pod, self._memory = pod, memory
+        self._loop = WoundLoop()
+        self._failed: list[str] = []
+        self._loop.set_exception_handler(lambda _, context: self._failed.append(str(context)))
+        self.carrier: SocketCarrier
+        self.session: Session
+
+    def wind(self, seconds: float) -> None:
+        """So much time passes, and what is due happens."""
+        passed = threading.Event()
+
+        def put_forward() -> None:
+            self._loop.ahead += seconds
+            self._loop.call_soon(lambda: self._loop.call_soon(passed.set))  # timers that are due come before it
+
+        self._loop.call_soon_threadsafe(put_forward)
+        assert passed.wait(5)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        ours, theirs = socket.socketpair()
+        ready = threading.Event()
+
+        def work() -> None:
+            with inside(self._pod):
+                asyncio.set_event_loop(self._loop)
+                self._loop.run_until_complete(self._begin(theirs))
+                ready.set()
+                self._loop.run_forever()
+                self.carrier.stop()
+                self._link.close()
+                self._loop.run_until_complete(asyncio.sleep(0))
+                self._loop.close()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            assert ready.wait(5)
+            with contextlib.closing(Session(ours)) as self.session:
+                place = self._place
+                self.session.terms = Terms("", place.ipv4, place.ipv6, 1500, [], {}, "", {})
+                yield self
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+        assert not self._failed
+        assert (self.carrier.pool.used, self.carrier.table.half_open, self.carrier.table.flows) == (0, 0, {})
+
+    async def _begin(self, connected: socket.socket) -> None:
+        exit = SocketExit(clock=self._loop.time)
+        exit.open()
+        exit.pool = Pool(1000, self._memory)
+        self._place = exit.add_session(None, None, offload=False)
+        self._link = Link(transport.Stream(connected), lambda _: None)
+        self.carrier = self._place.attach(self._link, lambda *_: None)
+        self.carrier.start()
+
+
+@contextlib.contextmanager
+def exit_within(pod: str, memory: int = MAX_MEMORY) -> Iterator[ExitWithin]:
+    """Nothing of it may be left in the end."""
+    with ExitWithin(pod, memory).running() as exit:
+        yield exit

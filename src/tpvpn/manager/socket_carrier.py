@@ -15,7 +15,6 @@ import asyncio
 import errno
 import logging
 import struct
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import TypeVar
@@ -60,8 +59,9 @@ class SocketCarrier:
         *,
         offload: bool,
         mtu: int,
+        clock: Callable[[], float],
     ) -> None:
-        now = time.monotonic()
+        self.clock, now = clock, clock()
         self.counters = Counters()
         self.dropped: Counter[str] = Counter()
         self.loop = asyncio.get_running_loop()
@@ -142,7 +142,7 @@ class SocketCarrier:
     def report(self, error: Error, offending: ip.Packet, speaker: bytes | None, mtu: int = 0) -> None:
         """Say an ICMP error of a packet to the client."""
         speaker = speaker or self._reach.hop(offending.destination)
-        if speaker and self._errors.take(time.monotonic()):
+        if speaker and self._errors.take(self.clock()):
             packet = icmp.build_error(error, offending, speaker, mtu=mtu)
             if packet:
                 self.outbox.put(packet)
@@ -152,7 +152,7 @@ class SocketCarrier:
 
     def receive(self, buffer: Memory, start: int, end: int) -> int:
         """Consume the whole frames of buffer[start:end]; where the rest begins."""
-        view, unpack, now = memoryview(buffer), frame.HEADER.unpack_from, time.monotonic()
+        view, unpack, now = memoryview(buffer), frame.HEADER.unpack_from, self.clock()
         at, packets = start, 0
         self._draining = True  # what flows have to say now is said below
         while end - at >= _HEADER:
@@ -320,7 +320,7 @@ class SocketCarrier:
     def _drain(self) -> None:
         """Give flows their turns, each one after the other, until none has anything to write or the link is full."""
         self._draining = False
-        turns, waiting, outbox, now = self._turns, self._waiting, self.outbox, time.monotonic()
+        turns, waiting, outbox, now = self._turns, self._waiting, self.outbox, self.clock()
         while turns and outbox.room and not self._link.congested and self._running:
             flow = turns.popleft()
             waiting.discard(flow)
@@ -353,11 +353,11 @@ class SocketCarrier:
         if self._timer:
             self._timer.cancel()
         self._timer_at = due
-        self._timer = self.loop.call_later(max(0.001, due - time.monotonic()), self._on_timer)
+        self._timer = self.loop.call_later(max(0.001, due - self.clock()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        now = time.monotonic()
+        now = self.clock()
         for flow in list(self._timers.due(now)):
             flow.handle_timeout(now)
         due = self._timers.next()

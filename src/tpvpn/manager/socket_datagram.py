@@ -6,7 +6,6 @@ ip(7)), and the client is told the same, by whoever said it.
 """
 
 import socket
-import time
 from abc import abstractmethod
 
 from tpvpn.manager.socket_errors import read_errors, tell_errors
@@ -46,7 +45,7 @@ class DatagramFlow(Flow):
             raise
         self._fd = opened.fileno()
         owner.loop.add_reader(self._fd, self._on_readable)
-        owner.schedule(self, time.monotonic() + idle)
+        owner.schedule(self, owner.clock() + idle)
 
     @abstractmethod
     def _answer(self, data: bytes) -> None:
@@ -137,7 +136,7 @@ class DatagramFlow(Flow):
                     self._on_error()
                 break
             self._answer(data)
-        self.due = time.monotonic() + self.idle
+        self.due = owner.clock() + self.idle
         owner.wants_turn(self)
 
     def _on_error(self) -> None:

@@ -62,6 +62,7 @@ class Owner(Protocol):
     """The session, as its flows see it."""
 
     loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
     outbox: Outbox
     pool: Pool
     mtu: int

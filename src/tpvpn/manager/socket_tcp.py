@@ -22,7 +22,6 @@ import errno
 import os
 import socket
 import struct
-import time
 
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
@@ -91,9 +90,7 @@ class TcpFlow(Flow):
 
     def receive(self, segment: tcp.Segment, now: float) -> None:
         """Take a segment; `advance` comes when all that came together are there."""
-        if segment.payload and self._owner.pool.is_full and self._connection.readable:
-            return  # it is sent again when there is memory
-        self._connection.receive_segment(segment, now)
+        self._connection.receive_segment(segment, now, full=self._owner.pool.is_full)
 
     def advance(self, now: float) -> None:
         """Do what the segments brought, before their memory is used again."""
@@ -171,7 +168,7 @@ class TcpFlow(Flow):
         else:
             tell_errors(self._socket, False)  # they would end an open connection
             self._owner.watch(self._fd, self._on_failed)
-            self._connection.accept(time.monotonic(), int.from_bytes(os.urandom(4), "big"))
+            self._connection.accept(self._owner.clock(), int.from_bytes(os.urandom(4), "big"))
         self._set_open()
         self._owner.wants_turn(self)
 
@@ -249,7 +246,7 @@ class TcpFlow(Flow):
     def _on_writable(self) -> None:
         self._push()
         if self._socket.fileno() >= 0:
-            self.advance(time.monotonic())
+            self.advance(self._owner.clock())
 
     def _shut_output(self) -> None:
         self._told_finished = True
@@ -287,9 +284,7 @@ class TcpFlow(Flow):
             self._owner.answered()
 
     def _count(self) -> None:
-        if self._socket.fileno() < 0:
-            return
-        held = self._connection.readable + BUFFER - self._connection.writable
+        held = 0 if self._ended else self._connection.held
         self._owner.pool.used += held - self._held
         self._held = held
 
@@ -305,8 +300,6 @@ class TcpFlow(Flow):
             self._cluster_finished = True
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._socket.close()
-        self._owner.pool.used -= self._held
-        self._held = 0
 
     def end(self) -> None:
         """Close the socket and be forgotten; the laptop is told nothing more."""
@@ -315,6 +308,7 @@ class TcpFlow(Flow):
         self._ended = True
         self._set_open()
         self._close_socket()
+        self._count()
         self._owner.forget(self)
 
 
