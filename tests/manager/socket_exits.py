@@ -125,7 +125,7 @@ class Manager:
     """The running process."""
 
     def __init__(self, pod: str, process: subprocess.Popen[bytes], log: Path, port: int) -> None:
-        self.pod, self.process, self._log, self._port = pod, process, log, port
+        self.pod, self.process, self._log, self.port = pod, process, log, port
 
     @property
     def said(self) -> str:
@@ -134,13 +134,13 @@ class Manager:
     @contextlib.contextmanager
     def session(self, **offer: object) -> Iterator[Session]:
         with inside(self.pod):
-            connected = socket.create_connection(("127.0.0.1", self._port), timeout=5)
+            connected = socket.create_connection(("127.0.0.1", self.port), timeout=5)
         with contextlib.closing(Session(connected)) as session:
             session.shake_hands(TOKEN, Offer("laptop", **offer))  # type: ignore[arg-type]
             yield session
 
     def metrics(self) -> dict[str, int]:
-        with inside(self.pod), socket.create_connection(("127.0.0.1", self._port), timeout=5) as connected:
+        with inside(self.pod), socket.create_connection(("127.0.0.1", self.port), timeout=5) as connected:
             connected.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b"".join(iter(lambda: connected.recv(65536), b"")).decode()
         lines = answer.partition("\r\n\r\n")[2].splitlines()

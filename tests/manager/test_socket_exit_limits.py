@@ -1,15 +1,17 @@
 """What the socket exit does at its limits: memory, descriptors, time; and what hostile or hasty clients bring it to."""
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
 import pytest
-from scapy.layers.inet import ICMP, TCP
+from scapy.layers.inet import ICMP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest
 from scapy.packet import Raw
-from socket_exits import ExitWithin, Stream, exit_within, place
+from socket_exits import UNPRIVILEGED, ExitWithin, Manager, Stream, exit_within, manager_in, place
 
 from peers import eventually
-from pod import CLUSTER4, inside
+from pod import CLUSTER4, CLUSTER6, POD4, SERVICE4, inside, run
 
 __all__ = ["place"]
 
@@ -124,3 +126,84 @@ def test_connections_that_hold_nothing_count_for_nothing(exit: ExitWithin, serve
         stream.send("PA", b"still here")
         assert connected.recv(100) == b"still here"
         eventually(lambda: not exit.carrier.pool.used, 1)
+
+
+# -- descriptors -------------------------------------------------------------------------------------------------------
+
+
+def test_a_manager_of_few_descriptors_keeps_half_of_them_for_links(place, server: socket.socket) -> None:
+    few = ("prlimit", "--nofile=80", *UNPRIVILEGED)
+    with manager_in(place[0], rights=few) as manager, manager.session() as greedy:
+        for port in range(1, 101):
+            greedy.packet(greedy.to(CLUSTER4) / UDP(sport=port, dport=9999))
+        eventually(lambda: manager.metrics()["tpvpn_exit_dropped_flows_total"] == 68, 3)
+        with manager.session() as other:
+            Stream(other, CLUSTER4, 8080, 5101).connect()
+            assert manager.metrics()["tpvpn_exit_dropped_socket_total"] == 0
+
+
+def limit(manager: Manager, more: int) -> None:
+    """The process may have so many descriptors more than it has."""
+    as_its_user = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    run(*as_its_user, "prlimit", f"--pid={manager.process.pid}", f"--nofile={manager.descriptors() + more}:")
+
+
+def test_without_descriptors_clients_hear_nothing_and_all_goes_on_when_there_are_some(
+    place, server: socket.socket
+) -> None:
+    with manager_in(place[0]) as manager, manager.session() as session:
+        stream = Stream(session, CLUSTER4, 8080, 5102)
+        stream.connect()
+        limit(manager, 0)
+        # Also to where nothing was sent yet, of which a socket would have to say whether it is the manager's own.
+        for address in (CLUSTER4, CLUSTER6, SERVICE4):
+            assert session.silent(session.to(address) / TCP(sport=5103, dport=8080, flags="S"))
+            assert session.silent(session.to(address) / UDP(sport=5103, dport=9999))
+            ping = ICMPv6EchoRequest(id=3) if ":" in address else ICMP(id=3)
+            assert session.silent(session.to(address) / ping)
+        assert session.silent(session.to("10.1.2.3", ttl=1) / UDP(sport=5103, dport=33434))
+        with dialled(manager) as waiting:
+            cpu = manager.cpu()
+            waiting.settimeout(1)
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+            assert manager.cpu() - cpu < 0.2
+            stream.send("PA", b"what is open goes on")
+            with server.accept()[0] as connected:
+                connected.settimeout(3)
+                assert connected.recv(100) == b"what is open goes on"
+            stream.expect(lambda got, _: "F" in got.flags)
+            stream.send("FA")  # and gives its descriptor back
+            assert b"200 OK" in waiting.recv(100)
+        assert manager.said.count("cannot accept connections, they wait: Too many open files") == 1
+        stream.expect(lambda got, _: got.ack == stream.seq)
+        again = Stream(session, CLUSTER4, 8080, 5103)
+        again.connect()
+        limit(manager, 100)
+        assert session.ask(session.to(CLUSTER4) / ICMP(id=3))[ICMP].type == 0
+        expired = session.ask(session.to("10.1.2.3", ttl=1) / UDP(sport=5103, dport=33434))
+        assert (expired.src, expired[ICMP].type) == (POD4, 11)
+        assert manager.metrics()["tpvpn_exit_dropped_socket_total"] == 9
+
+
+def test_a_session_that_finds_no_descriptors_leaves_nothing(place) -> None:
+    """Its link had one, and what watches its connections has none."""
+    with manager_in(place[0]) as manager:
+        manager.metrics()
+        before = manager.descriptors()
+        limit(manager, 1)
+        with pytest.raises((EOFError, ConnectionError)), manager.session() as session:
+            while True:
+                session.receive()
+        eventually(lambda: manager.descriptors() == before, 3)
+        limit(manager, 100)
+        with manager.session() as session:
+            assert session.ask(session.to(CLUSTER4) / ICMP(id=3))[ICMP].type == 0
+
+
+@contextlib.contextmanager
+def dialled(manager: Manager) -> Iterator[socket.socket]:
+    """A connection that asks whether the manager is well."""
+    with inside(manager.pod), socket.create_connection(("127.0.0.1", manager.port), timeout=5) as connected:
+        connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        yield connected

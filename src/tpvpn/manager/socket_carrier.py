@@ -141,12 +141,13 @@ class SocketCarrier:
 
     def report(self, error: Error, offending: ip.Packet, speaker: bytes | None, mtu: int = 0) -> None:
         """Say an ICMP error of a packet to the client."""
+        if not self._errors.take(self.clock()):
+            return
         speaker = speaker or self._reach.hop(offending.destination)
-        if speaker and self._errors.take(self.clock()):
-            packet = icmp.build_error(error, offending, speaker, mtu=mtu)
-            if packet:
-                self.outbox.put(packet)
-                self._flush_soon()
+        packet = icmp.build_error(error, offending, speaker, mtu=mtu) if speaker else None
+        if packet:
+            self.outbox.put(packet)
+            self._flush_soon()
 
     # -- link to flows -------------------------------------------------------------------------------------------------
 
@@ -195,6 +196,8 @@ class SocketCarrier:
             self._dispatch(packet, now, checked)
         except (ProtocolError, struct.error):
             self.counters.invalid_packets += 1
+        except OSError:  # whether its destination may be reached is not known without a descriptor
+            self._drop("socket")
 
     def _dispatch(self, packet: ip.Packet, now: float, checked: bool) -> None:
         if packet.protocol == ip.TCP:
@@ -291,7 +294,11 @@ class SocketCarrier:
         return refusal is None
 
     def _failed(self, error: OSError, packet: ip.Packet) -> None:
-        """No socket: a route that is missing is said, and a lack of ports, a lack of descriptors is a full queue."""
+        """No socket: a route that is missing is said, and a lack of ports; a lack of descriptors is silence.
+
+        So is a router whose table of connections is full, or a server whose backlog is: what is sent again gets through
+        when one is free. An error would end what a second later works.
+        """
         self.pool.give_back()
         if error.errno == errno.EADDRNOTAVAIL and packet.protocol == ip.TCP:
             self._say_ports(packet)

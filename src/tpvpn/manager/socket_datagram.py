@@ -9,7 +9,7 @@ import socket
 from abc import abstractmethod
 
 from tpvpn.manager.socket_errors import read_errors, tell_errors
-from tpvpn.manager.socket_flow import Flow, Owner, error_of, leave_as, text_of
+from tpvpn.manager.socket_flow import Flow, Owner, error_of, leave_as, only_family, text_of
 from tpvpn.wire import ip
 
 # linux/in.h, linux/in6.h
@@ -38,6 +38,7 @@ class DatagramFlow(Flow):
         self._fields = -1
         self._client, self._destination, self._real = packet.source, packet.destination, real
         try:
+            only_family(opened)
             tell_errors(opened)
             opened.connect((text_of(real), port))
         except BaseException:

@@ -116,6 +116,12 @@ def text_of(address: bytes) -> str:
     return socket.inet_ntop(family_of(address), address)
 
 
+def only_family(opened: socket.socket) -> None:
+    """Let no mapped IPv6 address lead to IPv4, where the policy has other rules."""
+    if opened.family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
 def leave_as(opened: socket.socket, packet: ip.Packet) -> None:
     """Let a socket's packets leave with the traffic class of the client's, and a hop less, as behind a router."""
     level, hop_limit, traffic_class = _FIELDS[opened.family]

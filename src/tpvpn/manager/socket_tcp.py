@@ -25,7 +25,7 @@ import struct
 
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
-from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, text_of
+from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, only_family, text_of
 from tpvpn.proto.tcp import ESTABLISHED, KEEPALIVE, PEER_CLOSED, RESET, Connection, Limits, reset_for
 from tpvpn.wire import frame, ip, tcp
 
@@ -68,8 +68,7 @@ class TcpFlow(Flow):
             raise
 
     def _connect(self, real: bytes, port: int) -> None:
-        if len(real) == 16:  # a mapped address must not lead to IPv4, where the policy has other rules
-            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        only_family(self._socket)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the laptop has decided when to send
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         tell_errors(self._socket)
