@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import selectors
 import socket
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from tpvpn.transport import stream as transport
 from tpvpn.wire import frame
 
 TOKEN = b"token-of-ann"
+FLOWS = 1000
+"""Of an exit within the test."""
 UNPRIVILEGED = (
     *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
     *("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
@@ -214,7 +217,8 @@ class ExitWithin:
 
     def __init__(self, pod: str, memory: int) -> None:
         self._pod, self._memory = pod, memory
-        self._loop = WoundLoop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = WoundLoop(self._selector)
         self._failed: list[str] = []
         self._loop.set_exception_handler(lambda _, context: self._failed.append(str(context)))
         self.carrier: SocketCarrier
@@ -231,6 +235,12 @@ class ExitWithin:
         self._loop.call_soon_threadsafe(put_forward)
         assert passed.wait(5)
 
+    def stop(self) -> None:
+        """As when the manager says goodbye."""
+        stopped = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (self.carrier.stop(), stopped.set()))
+        assert stopped.wait(5)
+
     @contextlib.contextmanager
     def running(self) -> Iterator[Self]:
         ours, theirs = socket.socketpair()
@@ -245,6 +255,7 @@ class ExitWithin:
                 self.carrier.stop()
                 self._link.close()
                 self._loop.run_until_complete(asyncio.sleep(0))
+                self._watched = len(self._selector.get_map())
                 self._loop.close()
 
         thread = threading.Thread(target=work)
@@ -260,11 +271,13 @@ class ExitWithin:
             thread.join()
         assert not self._failed
         assert (self.carrier.pool.used, self.carrier.table.half_open, self.carrier.table.flows) == (0, 0, {})
+        assert self._watched == 1, "the loop watches descriptors that are closed, beside its own"
+        assert sum(self.carrier.pool.take(0) for _ in range(FLOWS + 10)) == FLOWS
 
     async def _begin(self, connected: socket.socket) -> None:
         exit = SocketExit(clock=self._loop.time)
         exit.open()
-        exit.pool = Pool(1000, self._memory)
+        exit.pool = Pool(FLOWS, self._memory)
         self._place = exit.add_session(None, None, offload=False)
         self._link = Link(transport.Stream(connected), lambda _: None)
         self.carrier = self._place.attach(self._link, lambda *_: None)

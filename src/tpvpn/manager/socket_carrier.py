@@ -15,7 +15,7 @@ import asyncio
 import errno
 import logging
 import struct
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -73,9 +73,8 @@ class SocketCarrier:
         self._reassembler = Reassembler()
         self._errors = Bucket(ERROR_RATE, ERROR_BURST, now)
         self._touched: dict[Flow, None] = {}
-        self._turns: deque[Flow] = deque()
-        self._waiting: set[Flow] = set()
-        self._paused: list[Flow] = []
+        self._turns: OrderedDict[Flow, None] = OrderedDict()
+        self._paused: dict[Flow, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._watch = Watch(self.loop)
@@ -99,9 +98,6 @@ class SocketCarrier:
         for flow in list(self.table.flows.values()):
             flow.end()
         self._watch.close()
-        self._turns.clear()
-        self._waiting.clear()
-        self._paused.clear()
 
     # -- as its flows see it -------------------------------------------------------------------------------------------
 
@@ -112,7 +108,7 @@ class SocketCarrier:
 
     def pause(self, flow: Flow) -> None:
         """`flow.resume()` is called when the link takes packets again."""
-        self._paused.append(flow)
+        self._paused[flow] = None
 
     def answered(self) -> None:
         """A flow is half open no more."""
@@ -120,9 +116,7 @@ class SocketCarrier:
 
     def wants_turn(self, flow: Flow) -> None:
         """It has packets to write, or has just written some."""
-        if flow not in self._waiting:
-            self._waiting.add(flow)
-            self._turns.append(flow)
+        self._turns[flow] = None
         if not self._draining:
             self._draining = True
             self.loop.call_soon(self._drain)
@@ -134,9 +128,10 @@ class SocketCarrier:
             self._set_timer(due)
 
     def forget(self, flow: Flow) -> None:
-        """It has ended."""
-        flow.due = None
-        self._touched.pop(flow, None)
+        """It has ended: nothing keeps it, nor what is in its buffers, however long the link is congested."""
+        self._timers.forget(flow)
+        for waiting in (self._touched, self._turns, self._paused):
+            waiting.pop(flow, None)
         self.table.remove(flow.key, flow)
 
     def report(self, error: Error, offending: ip.Packet, speaker: bytes | None, mtu: int = 0) -> None:
@@ -163,7 +158,7 @@ class SocketCarrier:
                 hand_on(word, buffer, at, end, self._on_frame)
             if following > end:
                 break
-            if word <= MAX_PACKET:
+            if word <= MAX_PACKET and self._running:  # what comes behind a goodbye begins nothing
                 packets += 1
                 self._receive_packet(view[at + _HEADER : following], now)
             at = following
@@ -327,13 +322,11 @@ class SocketCarrier:
     def _drain(self) -> None:
         """Give flows their turns, each one after the other, until none has anything to write or the link is full."""
         self._draining = False
-        turns, waiting, outbox, now = self._turns, self._waiting, self.outbox, self.clock()
+        turns, outbox, now = self._turns, self.outbox, self.clock()
         while turns and outbox.room and not self._link.congested and self._running:
-            flow = turns.popleft()
-            waiting.discard(flow)
+            flow, _ = turns.popitem(last=False)
             if flow.write(outbox, now):
-                waiting.add(flow)
-                turns.append(flow)
+                turns[flow] = None
             if outbox.at > _TURNS:
                 outbox.flush()
         outbox.flush()
@@ -349,10 +342,9 @@ class SocketCarrier:
         if not self._running:
             return
         self._drain()
-        paused, self._paused = self._paused, []
+        paused, self._paused = self._paused, {}
         for flow in paused:
-            if self.table.get(flow.key) is flow:
-                flow.resume()
+            flow.resume()
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

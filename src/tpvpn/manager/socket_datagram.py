@@ -130,6 +130,8 @@ class DatagramFlow(Flow):
             owner.pause(self)
             return
         for count in range(_AT_ONCE):
+            if not owner.outbox.room:
+                break  # the rest is read when what is there has left
             try:
                 data = self._socket.recv(_LARGEST)
             except OSError as error:

@@ -37,6 +37,8 @@ _MOST_PIECES = 512  # IOV_MAX is 1024
 _LONGEST_KEEPALIVE = 7200
 """Seconds; the default of net.ipv4.tcp_keepalive_time, so that none is asked more rarely than before."""
 _RESET = struct.pack("ii", 1, 0)
+_REFUSALS = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
+"""The last two: a server that accepted and reset before we looked, the one before, the other after its FIN."""
 
 
 class TcpFlow(Flow):
@@ -85,7 +87,8 @@ class TcpFlow(Flow):
 
     def gives_way_to(self, segment: tcp.Segment) -> bool:
         """Whether a new connection from the same port begins, and this one has ended."""
-        return self._connection.gives_way_to(segment)
+        begins = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
+        return begins and (self._connection.is_closed or self._connection.gives_way_to(segment))
 
     def receive(self, segment: tcp.Segment, now: float) -> None:
         """Take a segment; `advance` comes when all that came together are there."""
@@ -112,7 +115,7 @@ class TcpFlow(Flow):
         if self._told_finished and self._cluster_finished:
             self._close_socket()  # what is left is between the laptop and us
         connection.keep()
-        if self._paused and not self._owner.congested and connection.writable >= min(self._read_size, BUFFER // 4):
+        if self._paused and connection.writable >= min(self._read_size, BUFFER // 4):
             self._read()
         self._count()
         self._owner.wants_turn(self)
@@ -159,7 +162,7 @@ class TcpFlow(Flow):
             speaker = self._syn.destination if told[0].speaker == self._real else told[0].speaker
             self._owner.report(told[0].error, self._syn, speaker)
             return
-        if self._refused_at_once or number == errno.ECONNREFUSED:
+        if self._refused_at_once or number in _REFUSALS:
             self._connection.refuse()
         elif number:
             self._give_up(number)
