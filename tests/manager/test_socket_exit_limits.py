@@ -503,3 +503,78 @@ def test_nothing_begins_behind_a_goodbye(place, server: socket.socket) -> None:
         exit.stop()
         exit.session.packet(exit.session.to(CLUSTER4) / TCP(sport=5401, dport=8080, flags="S"))
         assert readable([server.fileno()], 0.3) == []
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def idle_descriptors(exit: ExitWithin, seconds: float) -> int:
+    """Those of this process, after some time in which nothing happens."""
+    exit.wind(seconds)
+    return descriptors()
+
+
+@pytest.mark.parametrize(
+    ("port", "answered", "seconds"), [(5300, False, 60), (5300, True, 180), (53, False, 10), (53, True, 10)]
+)
+def test_an_association_ends_when_it_was_idle_for_so_long(
+    place, exit: ExitWithin, port: int, answered: bool, seconds: int
+) -> None:
+    with udp_server(place[1], CLUSTER4, port) as server:
+        before = descriptors()
+        datagram = exit.session.to(CLUSTER4) / UDP(sport=4000, dport=port) / Raw(b"ping")
+        exit.session.packet(datagram)
+        _, first = server.recvfrom(100)
+        if answered:
+            server.sendto(b"pong", first)
+            assert exit.session.next_packet() is not None
+        assert idle_descriptors(exit, seconds - 2) == before + 1
+        exit.session.packet(datagram)  # it begins anew
+        assert server.recvfrom(100)[1] == first
+        assert idle_descriptors(exit, seconds - 2) == before + 1
+        if answered:
+            server.sendto(b"pong", first)
+            assert exit.session.next_packet() is not None
+            assert idle_descriptors(exit, seconds - 2) == before + 1
+        assert idle_descriptors(exit, 3) == before
+        assert not exit.carrier.table.flows
+        exit.session.packet(datagram)
+        assert server.recvfrom(100)[0] == b"ping"
+
+
+def test_a_connection_that_was_idle_for_an_hour_goes_on(exit: ExitWithin, server: socket.socket) -> None:
+    stream, connected = opened(exit, 5501, server)
+    with connected:
+        stream.send("PA", b"before")
+        assert connected.recv(100) == b"before"
+        connected.sendall(b"answer")
+        assert stream.expect(lambda _, data: len(data) == 6) == b"answer"
+        exit.wind(3600)
+        assert exit.session.next_packet(0.1) is None
+        connected.sendall(b"after an hour")
+        assert stream.expect(lambda _, data: len(data) == 13) == b"after an hour"
+        stream.send("PA", b"still")
+        assert connected.recv(100) == b"still"
+        exit.wind(3600)
+        stream.send("PA", b"the client first")
+        assert connected.recv(100) == b"the client first"
+        stream.send("FA")
+        assert connected.recv(100) == b""
+        connected.shutdown(socket.SHUT_WR)
+        stream.expect(lambda got, _: "F" in got.flags)
+
+
+def test_a_client_that_is_silent_with_data_on_the_way_is_given_up(exit: ExitWithin, server: socket.socket) -> None:
+    """After a quarter of an hour, as Linux does by net.ipv4.tcp_retries2."""
+    _, connected = opened(exit, 5502, server)
+    with connected:
+        connected.sendall(b"nobody acknowledges this")
+        eventually(lambda: exit.carrier.pool.used > 0, 3)
+        for _ in range(14):
+            exit.wind(60)
+        assert exit.carrier.table.flows
+        for _ in range(3):
+            exit.wind(60)
+        assert not exit.carrier.table.flows
+        with pytest.raises(ConnectionResetError):
+            connected.recv(1)
