@@ -235,6 +235,15 @@ class ExitWithin:
         self._loop.call_soon_threadsafe(put_forward)
         assert passed.wait(5)
 
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Nothing is looked at meanwhile: what happens is seen at once, in its order."""
+        begun, done = threading.Event(), threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (begun.set(), done.wait(5)))
+        assert begun.wait(5)
+        yield
+        done.set()
+
     def stop(self) -> None:
         """As when the manager says goodbye."""
         stopped = threading.Event()

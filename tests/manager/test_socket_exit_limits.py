@@ -377,6 +377,25 @@ def test_a_server_that_resets_at_once_is_told(exit: ExitWithin, server: socket.s
         thread.join()
 
 
+def test_a_reset_reaches_a_client_that_has_finished_and_says_something_just_then(
+    exit: ExitWithin, server: socket.socket
+) -> None:
+    stream, connected = opened(exit, 5206, server)
+    with connected:
+        stream.send("FA")
+        assert connected.recv(1) == b""
+        stream.expect(lambda got, _: got.ack == stream.seq)
+        connected.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connected.sendall(bytes(32 << 20))  # so that nobody reads the connection any more
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with exit.busy():
+            connected.close()
+            stream.send("A")
+        stream.expect(lambda got, _: "R" in got.flags)
+    eventually(lambda: not exit.carrier.table.flows, 3)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_left_after_random_use(place, server: socket.socket, seed: int) -> None:
     """Held, half open, flows, descriptors: what `exit_within` looks at in the end."""

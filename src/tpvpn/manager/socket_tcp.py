@@ -272,7 +272,7 @@ class TcpFlow(Flow):
 
     def _broken(self) -> None:
         """The real connection is lost: so is the laptop's."""
-        if self._socket.fileno() < 0:
+        if self._ended:
             return
         self._connection.abort()
         self._close_socket()
