@@ -32,6 +32,7 @@ from tpvpn.wire import frame
 TOKEN = b"token-of-ann"
 FLOWS = 1000
 """Of an exit within the test."""
+INSTALLED = (sys.executable, "-m", "tpvpn", "manager")
 UNPRIVILEGED = (
     *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
     *("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
@@ -169,20 +170,22 @@ class Manager:
 
 
 @contextlib.contextmanager
-def manager_in(pod: str, *options: str, rights: Sequence[str] = UNPRIVILEGED) -> Iterator[Manager]:
+def manager_in(
+    pod: str, *options: str, rights: Sequence[str] = UNPRIVILEGED, program: Sequence[str] = INSTALLED
+) -> Iterator[Manager]:
     """A manager in the pod, that may nothing."""
     with tempfile.TemporaryDirectory(prefix="tpvpn-tests-") as name:
         Path(name).chmod(0o755)  # pytest's own are for their user alone
-        with _manager_in(pod, Path(name), rights, options) as manager:
+        with _manager_in(pod, Path(name), [*rights, *program], options) as manager:
             yield manager
 
 
 @contextlib.contextmanager
-def _manager_in(pod: str, directory: Path, rights: Sequence[str], options: Sequence[str]) -> Iterator[Manager]:
+def _manager_in(pod: str, directory: Path, program: Sequence[str], options: Sequence[str]) -> Iterator[Manager]:
     tokens, log = directory / "tokens", directory / "log"
     tokens.write_bytes(b"ann: " + TOKEN + b"\n")
-    argv = [sys.executable, "-m", "tpvpn", "manager", "--listen", "127.0.0.1:0", "--token-file", str(tokens), *options]
-    command = ["nsenter", f"--net=/run/netns/{pod}", *rights, *argv]
+    options = ["--listen", "127.0.0.1:0", "--token-file", str(tokens), *options]
+    command = ["nsenter", f"--net=/run/netns/{pod}", *program, *options]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     listening = re.compile(r"listening on \S+ port (\d+)")

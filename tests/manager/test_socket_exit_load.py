@@ -222,13 +222,13 @@ def test_short_connections_that_close_properly_leave_nothing(place, manager: Man
     assert manager.metrics()["tpvpn_exit_dropped_ports_total"] == 0
 
 
-@pytest.fixture
-def few_ports(place) -> Iterator[int]:
-    """The pod has a hundred local ports."""
+@pytest.fixture(params=[100])
+def few_ports(request: pytest.FixtureRequest, place) -> Iterator[int]:
+    """So many local ports has the pod."""
     before = {key: sysctl(place[0], key) for key in ("ipv4/ip_local_port_range", "ipv4/tcp_tw_reuse")}
-    sysctl(place[0], "ipv4/ip_local_port_range", "40000 40099")
+    sysctl(place[0], "ipv4/ip_local_port_range", f"40000 {39_999 + request.param}")
     sysctl(place[0], "ipv4/tcp_tw_reuse", "0")
-    yield 100
+    yield request.param
     for key, value in before.items():
         sysctl(place[0], key, value)
 
@@ -256,3 +256,13 @@ def test_a_server_that_closes_first_has_the_wait(place, manager: Manager, few_po
         many = Many(session)
         for first in range(10_000, 10_000 + 5 * few_ports, 50):
             assert many.exchange(target, range(first, first + 50)) == 0
+
+
+@pytest.mark.parametrize("few_ports", [1000], indirect=True)
+def test_a_port_is_found_where_most_are_taken(place, manager: Manager, few_ports: int) -> None:
+    """Though the kernel looks at a piece of the range at a time."""
+    target = (CLUSTER4, 8088)
+    with echoing(place[1], [target]), manager.session() as session:
+        many = Many(session)
+        for first in range(10_000, 10_000 + few_ports * 4 // 5, 100):
+            assert many.exchange(target, range(first, first + 100)) == 0

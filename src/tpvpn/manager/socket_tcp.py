@@ -23,6 +23,7 @@ import os
 import socket
 import struct
 
+from tpvpn.manager import local_ports
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
 from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, only_family, text_of
@@ -76,7 +77,7 @@ class TcpFlow(Flow):
         tell_errors(self._socket)
         leave_as(self._socket, self._syn)
         self._fd = self._socket.fileno()
-        number = self._socket.connect_ex((text_of(real), port))
+        number = local_ports.connect(self._socket, text_of(real), port)
         if number not in (0, errno.EINPROGRESS, errno.ECONNREFUSED):
             raise OSError(number, os.strerror(number))
         # A refusal that came at once is still there to be told by the same way as a later one.
