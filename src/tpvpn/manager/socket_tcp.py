@@ -52,7 +52,7 @@ class TcpFlow(Flow):
         self._real = real
         source_port, port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
         self._writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=owner.offload)
-        headers = packet.header_length if packet.version == 6 else ip.HEADER_LENGTH4
+        headers = ip.HEADER_LENGTH6 if packet.version == 6 else ip.HEADER_LENGTH4
         mss = owner.mtu - headers - tcp.HEADER_LENGTH
         largest = (tcp.LARGEST_PACKET - headers - tcp.HEADER_LENGTH - tcp.TIMESTAMP_LENGTH) if owner.offload else 0
         self._connection = Connection(Limits(mss, largest, BUFFER, BUFFER))
