@@ -90,9 +90,7 @@ class Engine:
         self._terms, early = await shake_hands(stream, early, settings.token, offer)
         self._say(f"manager {self._terms.pod} at {settings.endpoint.authority} took us in")
         if silent := self._terms.without_ping:
-            self._say(
-                f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range"
-            )
+            self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
         return stream, early
 
     async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> None:

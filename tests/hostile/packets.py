@@ -28,7 +28,7 @@ def checksum(*parts: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def _padding(length: int) -> bytes:
+def padding(length: int) -> bytes:
     """Options of IPv6 that say nothing: PadN, up to 257 bytes each (RFC 8200 section 4.2)."""
     options = b""
     while (left := length - len(options)) > 1:
@@ -159,7 +159,7 @@ class Packets:
         quoted = self._chance.choice(self._heard) if self._heard else self._chance.randbytes(40)
         kind, code = self._chance.choice(((3, 3), (3, 4), (11, 0), (12, 0), (5, 1), (1, 4), (2, 0), (4, 1)))
         body = struct.pack(">BBHI", kind, code, 0, self._chance.getrandbits(32))
-        body += quoted[: self._chance.choice((0, 10, 28, 48, 576))]
+        body += quoted[: self._chance.choice((self._chance.randint(0, 50), 576))]
         return protocol, target, self._sum(version, protocol, target, body, 2)
 
     def _other(self, version: int) -> tuple[int, bytes, bytes]:
@@ -194,7 +194,7 @@ class Packets:
             protocol = chance.choice((0, 43, 60, 51))
         for _ in range(chance.choice((0,) * 12 + (1, 2, 7))):  # nothing is wrong with these but their length
             units = chance.choice((0, 1, 160, 255))
-            extensions = bytes((protocol, units)) + _padding(6 + 8 * units) + extensions
+            extensions = bytes((protocol, units)) + padding(6 + 8 * units) + extensions
             protocol = 60
         length = (len(extensions) + len(body)) & 0xFFFF
         return struct.pack(">IHBB", 6 << 28, length, protocol, hops) + self._own[6] + target + extensions + body
@@ -248,7 +248,7 @@ class Packets:
             start, kind = (20, 1) if packet[0] == 0x45 else (40, 4)  # as a laptop's kernel says it of TCP
             kind, size = (kind, 1448) if len(packet) > 1500 else (0, 0)
             return struct.pack("<BBHHHH", 1, kind, start + 20, size, start, 16)
-        if chance.random() < 0.7:
+        if chance.random() < 0.9:
             return vnet.EMPTY
         known = [0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 255]
         sizes = [0, 1, 20, 40, 54, 1448, 65535, len(packet) & 0xFFFF]

@@ -319,10 +319,12 @@ class TcpFlow(Flow):
         self._owner.forget(self)
 
 
-def write_reset(outbox: Outbox, packet: ip.Packet, segment: tcp.Segment, *, offload: bool) -> None:
-    """Answer a segment for which there is no connection (RFC 9293 section 3.10.7.1)."""
+def write_reset(outbox: Outbox, packet: ip.Packet, segment: tcp.Segment, *, offload: bool) -> bool:
+    """Answer a segment for which there is no connection (RFC 9293 section 3.10.7.1); whether it is answered."""
     answer = reset_for(segment)
-    if answer is not None and outbox.room:
-        source_port, port = tcp.ports(packet.payload)
-        writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=offload)
-        outbox.close_frame(writer.write(outbox.view, outbox.at + frame.HEADER_LENGTH, answer, len(packet.payload)))
+    if answer is None or not outbox.room:
+        return False
+    source_port, port = tcp.ports(packet.payload)
+    writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=offload)
+    outbox.close_frame(writer.write(outbox.view, outbox.at + frame.HEADER_LENGTH, answer, len(packet.payload)))
+    return True
