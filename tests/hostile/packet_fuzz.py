@@ -124,7 +124,10 @@ class Side:
         return [payload for _, payload in self._decoder.frames()]
 
     async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.client, data)
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.client, data)
+        except OSError as error:
+            raise Failure(f"the exit has ended the link: {self.lost}") from error
 
 
 async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seconds: float = 0.0) -> Report:

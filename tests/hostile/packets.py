@@ -157,7 +157,11 @@ class Packets:
         """An ICMP error that quotes what was heard, or nonsense."""
         target, protocol = self._target(version), ICMP4 if version == 4 else ICMP6
         quoted = self._chance.choice(self._heard) if self._heard else self._chance.randbytes(40)
-        kind, code = self._chance.choice(((3, 3), (3, 4), (11, 0), (12, 0), (5, 1), (1, 4), (2, 0), (4, 1)))
+        if quoted and self._chance.random() < 0.2:
+            quoted = self._chance.choice((b"\x40", b"\x41", b"\x4f", b"\x60")) + quoted[1:]
+        kind, code = self._chance.choice(
+            ((3, 3), (3, 3), (1, 4), (3, 4), (11, 0), (12, 0), (5, 1), (1, 4), (2, 0), (4, 1))
+        )
         body = struct.pack(">BBHI", kind, code, 0, self._chance.getrandbits(32))
         body += quoted[: self._chance.choice((self._chance.randint(0, 50), 576))]
         return protocol, target, self._sum(version, protocol, target, body, 2)

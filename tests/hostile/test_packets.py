@@ -30,14 +30,11 @@ def test_nothing_but_counted_drops(offload: bool) -> None:
     assert report.counters["invalid"] > 1000
 
 
-@given(
-    st.binary(max_size=60)
-    | st.integers(0, 255).flatmap(lambda first: st.binary(max_size=60).map(bytes((first,)).__add__))
-)
-def test_a_quotation_cut_anywhere_names_a_flow_or_none(quoted: bytes) -> None:
-    key = answered_key(quoted)
+@given(st.sampled_from([b"", b"\x40", b"\x41", b"\x45", b"\x4f", b"\x60"]), st.binary(max_size=60))
+def test_a_quotation_cut_anywhere_names_a_flow_or_none(first: bytes, rest: bytes) -> None:
+    key = answered_key(first + rest)
     assert len(key) in (0, 9, 21)
-    assert not key or len(quoted) >= 24
+    assert not key or len(first + rest) >= 24
 
 
 @pytest.mark.parametrize("length", [0, 1352, 2048, 14_336])
