@@ -139,13 +139,14 @@ class SocketCarrier:
 
     def report(self, error: Error, offending: ip.Packet, speaker: bytes | None, mtu: int = 0) -> None:
         """Say an ICMP error of a packet to the client."""
-        if not self._errors.take(self.clock()):
+        packet = None
+        if self._errors.take(self.clock()) and (speaker := speaker or self._reach.hop(offending.destination)):
+            packet = icmp.build_error(error, offending, speaker, mtu=mtu)
+        if packet is None:
+            self._drop("unanswered")
             return
-        speaker = speaker or self._reach.hop(offending.destination)
-        packet = icmp.build_error(error, offending, speaker, mtu=mtu) if speaker else None
-        if packet:
-            self.outbox.put(packet)
-            self._flush_soon()
+        self.outbox.put(packet)
+        self._flush_soon()
 
     # -- link to flows -------------------------------------------------------------------------------------------------
 
@@ -180,9 +181,11 @@ class SocketCarrier:
         checked = False
         try:
             if self.offload:
-                checked = bool(vnet.Header.unpack(data).flags & vnet.NEEDS_CHECKSUM)
-                data = data[vnet.HEADER_LENGTH :]
-            packet = ip.parse(data)
+                header, data = vnet.Header.unpack(data), data[vnet.HEADER_LENGTH :]
+                packet = ip.parse(data)
+                checked = header.leaves_checksum(packet.version, packet.protocol, len(packet.data))
+            else:
+                packet = ip.parse(data)
             if packet.source not in self._addresses:
                 self.counters.foreign_packets += 1
                 return
@@ -191,6 +194,7 @@ class SocketCarrier:
                 return
             if packet.is_fragment:
                 whole = self._reassembler.add(packet, now)
+                self.dropped["fragments"] = self._reassembler.dropped
                 if whole is None:
                     return
                 packet, checked = ip.parse(whole), False
@@ -207,7 +211,9 @@ class SocketCarrier:
             self._receive_udp(packet, now, checked)
         elif packet.protocol in (ip.ICMP4, ip.ICMP6):
             self._receive_icmp(packet, now, checked)
-        elif packet.protocol != ip.NO_NEXT and self._reach.real(packet.destination, self._drop):
+        elif packet.protocol == ip.NO_NEXT:
+            self._drop("unanswered")
+        elif self._reach.real(packet.destination, self._drop):
             self.report(Error.PROTOCOL_UNREACHABLE, packet, None)
 
     def _receive_tcp(self, packet: ip.Packet, now: float, checked: bool) -> None:
@@ -229,8 +235,8 @@ class SocketCarrier:
         if real is None:
             return None
         if segment.flags & (tcp.SYN | tcp.ACK | tcp.RST | tcp.FIN) != tcp.SYN:
-            if self._errors.take(now):
-                write_reset(self.outbox, packet, segment, offload=self.offload)
+            if not self._errors.take(now) or not write_reset(self.outbox, packet, segment, offload=self.offload):
+                self._drop("unanswered")
             return None
         if not self._admit(now, half_open=True):
             return None
@@ -270,11 +276,12 @@ class SocketCarrier:
 
     def _receive_error(self, packet: ip.Packet, message: icmp.Message) -> None:
         """A client that wants no more answers: no socket can be told, but without one the next is answered likewise."""
-        if (message.type, message.code) != icmp.Error.PORT_UNREACHABLE.value[packet.version == 6]:
-            return
-        flow = self.table.get(answered_key(message.body))
+        refused = (message.type, message.code) == icmp.Error.PORT_UNREACHABLE.value[packet.version == 6]
+        flow = self.table.get(answered_key(message.body)) if refused else None
         if isinstance(flow, UdpFlow):
             flow.end()
+        else:
+            self._drop("unanswered")
 
     def _begin(self, kind: type[_F], key: bytes, packet: ip.Packet, now: float) -> _F | None:
         real = self._reach.real(packet.destination, self._drop)
@@ -337,6 +344,7 @@ class SocketCarrier:
                 outbox.flush()
         outbox.flush()
         self.counters.sent_packets, self.counters.sent_bytes = outbox.packets, outbox.bytes
+        self.dropped["queue"] = outbox.dropped
 
     def _flush_soon(self) -> None:
         if not self._draining:

@@ -69,15 +69,15 @@ class DatagramFlow(Flow):
         for _ in range(2):  # an error of an earlier datagram is told in the place of sending this one
             try:
                 self._socket.send(data)
-            except BlockingIOError:
                 return
+            except BlockingIOError:
+                break
             except OSError as error:
                 reason = error_of(error.errno)
                 if not self._report() and reason:
                     self._owner.report(reason, packet, None, self._owner.mtu)
                     return
-            else:
-                return
+        self._owner.dropped["socket"] += 1
 
     def _put(self, protocol: int, body: bytes) -> None:
         """Send the client the payload of a packet from the destination: whole, whatever the MTU is.

@@ -33,7 +33,8 @@ MAX_MEMORY = 256 << 20
 KEPT_DESCRIPTORS = 1100
 """For links and whatever else the manager opens."""
 _LEAST_MTU6 = 1280  # RFC 8200 section 5
-_COUNTERS = ("between_sessions", "manager", "destination", "flows", "flow_rate", "half_open", "socket", "ports")
+_COUNTERS = ("between_sessions", "manager", "destination", "flows", "flow_rate", "half_open", "socket", "ports",
+             "fragments", "queue", "unanswered")  # fmt: skip
 
 
 class SocketPlace:

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import socket
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -67,6 +68,8 @@ class Owner(Protocol):
     pool: Pool
     mtu: int
     offload: bool
+    dropped: Counter[str]
+    """Packets, by reason."""
 
     @property
     def congested(self) -> bool:

@@ -53,7 +53,7 @@ class TcpFlow(Flow):
         self._real = real
         source_port, port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
         self._writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=owner.offload)
-        headers = packet.header_length if packet.version == 6 else ip.HEADER_LENGTH4
+        headers = ip.HEADER_LENGTH6 if packet.version == 6 else ip.HEADER_LENGTH4
         mss = owner.mtu - headers - tcp.HEADER_LENGTH
         largest = (tcp.LARGEST_PACKET - headers - tcp.HEADER_LENGTH - tcp.TIMESTAMP_LENGTH) if owner.offload else 0
         self._connection = Connection(Limits(mss, largest, BUFFER, BUFFER))
@@ -315,10 +315,12 @@ class TcpFlow(Flow):
         self._owner.forget(self)
 
 
-def write_reset(outbox: Outbox, packet: ip.Packet, segment: tcp.Segment, *, offload: bool) -> None:
-    """Answer a segment for which there is no connection (RFC 9293 section 3.10.7.1)."""
+def write_reset(outbox: Outbox, packet: ip.Packet, segment: tcp.Segment, *, offload: bool) -> bool:
+    """Answer a segment for which there is no connection (RFC 9293 section 3.10.7.1); whether it is answered."""
     answer = reset_for(segment)
-    if answer is not None and outbox.room:
-        source_port, port = tcp.ports(packet.payload)
-        writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=offload)
-        outbox.close_frame(writer.write(outbox.view, outbox.at + frame.HEADER_LENGTH, answer, len(packet.payload)))
+    if answer is None or not outbox.room:
+        return False
+    source_port, port = tcp.ports(packet.payload)
+    writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=offload)
+    outbox.close_frame(writer.write(outbox.view, outbox.at + frame.HEADER_LENGTH, answer, len(packet.payload)))
+    return True

@@ -38,6 +38,6 @@ def answered_key(quoted: ip.Bytes) -> bytes:
     four = bool(quoted) and quoted[0] >> 4 == 4
     at, source, protocol = ((quoted[0] & 15) * 4, quoted[12:16], 9) if four else (40, quoted[8:24], 6)
     ports = bytes(quoted[at : at + 4])
-    if len(ports) < 4 or quoted[protocol] != ip.UDP:
+    if len(ports) < 4 or at < ip.HEADER_LENGTH4 or quoted[protocol] != ip.UDP:
         return b""
     return bytes(source) + b"u" + ports[2:] + ports[:2]
