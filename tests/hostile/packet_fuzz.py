@@ -13,13 +13,15 @@ import random
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from packets import Packets
 
 from pod import CLUSTER4, CLUSTER6, SERVICE4, inside
 from tpvpn.link import Link
+from tpvpn.manager.socket_carrier import SocketCarrier
 from tpvpn.manager.socket_exit import SocketExit, SocketPlace
 from tpvpn.transport.stream import Stream
 from tpvpn.wire import frame, icmp, ip
@@ -51,6 +53,42 @@ class Report:
     slowest: float = 0.0
     """Seconds that the honest session waited for an answer."""
     counters: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class Trace:
+    """Whether each packet of a session came to something: a flow, reassembly or an answer; else a counter has it."""
+
+    def __init__(self, carrier: SocketCarrier) -> None:
+        self.packets = self._handed = 0
+        self.lost: list[str] = []
+        self._carrier, self._receive = carrier, carrier._receive_packet
+        carrier._receive_packet = self._receive_packet
+        reassembler = carrier._reassembler
+        reassembler.add = self._counting(reassembler.add)
+        carrier.table.get = self._counting(carrier.table.get)
+
+    def _counting(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A packet that finds its flow, or is kept as a fragment, is carried; the call says so by giving something."""
+
+        def counted(*arguments: object) -> object:
+            found = call(*arguments)
+            self._handed += found is not None or len(arguments) > 1
+            return found
+
+        return counted
+
+    def _seen(self) -> tuple[int, ...]:
+        carrier = self._carrier
+        counters = carrier.counters
+        dropped = counters.foreign_packets + counters.invalid_packets + carrier.dropped.total()
+        return dropped, carrier.outbox.packets, carrier.outbox.dropped, len(carrier.table.flows), self._handed
+
+    def _receive_packet(self, data: memoryview, now: float) -> None:
+        before = self._seen()
+        self._receive(data, now)
+        self.packets += 1
+        if self._seen() == before:
+            self.lost.append(bytes(data).hex())
 
 
 class Side:
@@ -86,18 +124,22 @@ class Side:
         return [payload for _, payload in self._decoder.frames()]
 
     async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.client, data)
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.client, data)
+        except OSError as error:
+            raise Failure(f"the exit has ended the link: {self.lost}") from error
 
 
 async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seconds: float = 0.0) -> Report:
     """In the pod's namespace: run until so many packets were sent and so much time is over; the report, or Failure."""
     report, began = Report(seed), time.monotonic()
     chance = random.Random(seed)
-    async with _watched() as errors, _echoing(cluster):
+    async with _watched() as errors, echoing(cluster):
         descriptors = len(os.listdir("/proc/self/fd"))
         way_out = SocketExit(identity="fuzz")
         way_out.open()
         hostile, honest = Side(way_out, offload=offload), Side(way_out, offload=False)
+        trace = Trace(hostile.carrier)
         targets = (CLUSTER4, SERVICE4, CLUSTER6)
         own = hostile.place.ipv4 or "", hostile.place.ipv6 or ""
         source, before = Packets(seed, own, targets, offload=offload), 0
@@ -116,8 +158,13 @@ async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seco
             report.slowest = max(report.slowest, await _ask(honest, report.packets))
             if report.packets == 8 * BATCH:
                 before = _resident()
+            if trace.lost:
+                errors.append(f"neither carried nor counted: {trace.lost[0]}")
             if errors or hostile.lost:
                 raise Failure(f"seed {seed}, near packet {report.packets}: {hostile.lost or errors[0]}")
+        await _ask(honest, 1)
+        if trace.packets != report.packets:
+            raise Failure(f"seed {seed}: {report.packets} packets were sent, {trace.packets} came")
         report.growth = _resident() - before
         report.seconds = time.monotonic() - began
         counters = hostile.carrier.counters
@@ -183,7 +230,7 @@ async def _watched() -> AsyncIterator[list[str]]:
 
 
 @contextlib.asynccontextmanager
-async def _echoing(cluster: str) -> AsyncIterator[None]:
+async def echoing(cluster: str) -> AsyncIterator[None]:
     """Echoes of TCP on 8080 and of UDP on 9000, in the cluster."""
     async with contextlib.AsyncExitStack() as stack:
         for address in (CLUSTER4, CLUSTER6, SERVICE4):

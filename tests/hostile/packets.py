@@ -28,6 +28,15 @@ def checksum(*parts: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def padding(length: int) -> bytes:
+    """Options of IPv6 that say nothing: PadN, up to 257 bytes each (RFC 8200 section 4.2)."""
+    options = b""
+    while (left := length - len(options)) > 1:
+        size = min(left, 257)
+        options += bytes((1, size - 2)) + bytes(size - 2)
+    return options + bytes(length - len(options))
+
+
 class Packets:
     """Payloads of packet frames from the client that has the addresses `own`, mostly to `targets`."""
 
@@ -42,6 +51,7 @@ class Packets:
             self._targets[version].append((IPv6Address if version == 6 else IPv4Address)(text).packed)
         self._offload = offload
         self._heard: deque[bytes] = deque(maxlen=64)
+        self._pieces: deque[bytes] = deque()
         self._kinds: tuple[Callable[[int], tuple[int, bytes, bytes]], ...] = (
             *(self._syn,) * 3, self._segment, self._answer, self._answer, self._answer, self._datagram, self._datagram,
             self._echo, self._error, self._other,
@@ -54,9 +64,15 @@ class Packets:
     def next(self) -> bytes:
         """One payload more."""
         chance = self._chance
-        version = chance.choice((4, 6))
-        protocol, destination, body = chance.choice(self._kinds)(version)
-        packet = self._wrap(version, protocol, destination, body)
+        if self._pieces:
+            packet = self._pieces.popleft()
+        else:
+            version = chance.choice((4, 6))
+            protocol, destination, body = chance.choice(self._kinds)(version)
+            if chance.random() < 0.05:
+                self._cut(version, protocol, destination, body)
+                return self.next()
+            packet = self._wrap(version, protocol, destination, body)
         if chance.random() < 0.4:
             packet = self._bend(packet)
         packet = packet[:65_535]
@@ -141,9 +157,13 @@ class Packets:
         """An ICMP error that quotes what was heard, or nonsense."""
         target, protocol = self._target(version), ICMP4 if version == 4 else ICMP6
         quoted = self._chance.choice(self._heard) if self._heard else self._chance.randbytes(40)
-        kind, code = self._chance.choice(((3, 3), (3, 4), (11, 0), (12, 0), (5, 1), (1, 4), (2, 0), (4, 1)))
+        if quoted and self._chance.random() < 0.2:
+            quoted = self._chance.choice((b"\x40", b"\x41", b"\x4f", b"\x60")) + quoted[1:]
+        kind, code = self._chance.choice(
+            ((3, 3), (3, 3), (1, 4), (3, 4), (11, 0), (12, 0), (5, 1), (1, 4), (2, 0), (4, 1))
+        )
         body = struct.pack(">BBHI", kind, code, 0, self._chance.getrandbits(32))
-        body += quoted[: self._chance.choice((0, 10, 28, 48, 576))]
+        body += quoted[: self._chance.choice((self._chance.randint(0, 50), 576))]
         return protocol, target, self._sum(version, protocol, target, body, 2)
 
     def _other(self, version: int) -> tuple[int, bytes, bytes]:
@@ -176,8 +196,41 @@ class Packets:
         for _ in range(chance.choice((0,) * 8 + (1, 2, 9))):
             extensions = bytes((protocol, chance.choice((0, 0, 0, 1, 255)))) + chance.randbytes(6) + extensions
             protocol = chance.choice((0, 43, 60, 51))
+        for _ in range(chance.choice((0,) * 12 + (1, 2, 7))):  # nothing is wrong with these but their length
+            units = chance.choice((0, 1, 160, 255))
+            extensions = bytes((protocol, units)) + padding(6 + 8 * units) + extensions
+            protocol = 60
         length = (len(extensions) + len(body)) & 0xFFFF
         return struct.pack(">IHBB", 6 << 28, length, protocol, hops) + self._own[6] + target + extensions + body
+
+    def _cut(self, version: int, protocol: int, target: bytes, body: bytes) -> None:
+        """Into fragments: all of them in any order, and perhaps one twice, one missing, or one that overlaps."""
+        chance = self._chance
+        body += chance.randbytes(chance.choice((8, 100, 2000)))
+        size = chance.choice((8, 64, 1400)) if len(body) < 4000 else 1400
+        spans = [(at, min(at + size, len(body))) for at in range(0, len(body), size)]
+        end = len(body)
+        spans += chance.choices(spans, k=chance.choice((0, 0, 1)))
+        if chance.random() < 0.2:
+            start = chance.randrange(0, end, 8)
+            spans.append((start, min(start + size, end)))
+        if chance.random() < 0.2:
+            del spans[chance.randrange(len(spans))]
+        if chance.random() < 0.5:
+            chance.shuffle(spans)
+        identification = chance.getrandbits(16)
+        for start, until in spans:
+            more, piece = until < end or chance.random() < 0.02, body[start:until]
+            if version == 4:
+                header = struct.pack(
+                    ">BBHHHBBH", 0x45, 0, 20 + len(piece), identification, more << 13 | start >> 3, 64, protocol, 0
+                )
+                header += self._own[4] + target
+                header = header[:10] + struct.pack(">H", checksum(header)) + header[12:]
+            else:
+                header = struct.pack(">IHBB", 6 << 28, 8 + len(piece), 44, 64) + self._own[6] + target
+                header += struct.pack(">BBHI", protocol, 0, start | more, identification)
+            self._pieces.append(header + piece)
 
     def _bend(self, packet: bytes) -> bytes:
         chance, bent = self._chance, bytearray(packet)
@@ -195,7 +248,11 @@ class Packets:
     def _header(self, packet: bytes) -> bytes:
         """The virtio-net header: mostly one that fits."""
         chance = self._chance
-        if chance.random() < 0.7:
+        if chance.random() < 0.3 and packet[:1] in (b"\x45", b"\x60"):
+            start, kind = (20, 1) if packet[0] == 0x45 else (40, 4)  # as a laptop's kernel says it of TCP
+            kind, size = (kind, 1448) if len(packet) > 1500 else (0, 0)
+            return struct.pack("<BBHHHH", 1, kind, start + 20, size, start, 16)
+        if chance.random() < 0.9:
             return vnet.EMPTY
         known = [0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 255]
         sizes = [0, 1, 20, 40, 54, 1448, 65535, len(packet) & 0xFFFF]
