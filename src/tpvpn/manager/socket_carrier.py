@@ -15,8 +15,7 @@ import asyncio
 import errno
 import logging
 import struct
-import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -63,8 +62,9 @@ class SocketCarrier:
         *,
         offload: bool,
         mtu: int,
+        clock: Callable[[], float],
     ) -> None:
-        now = time.monotonic()
+        self.clock, now = clock, clock()
         self.counters = Counters()
         self.dropped: Counter[str] = Counter()
         self.loop = asyncio.get_running_loop()
@@ -76,9 +76,8 @@ class SocketCarrier:
         self._reassembler = Reassembler()
         self._errors = Bucket(ERROR_RATE, ERROR_BURST, now)
         self._touched: dict[Flow, None] = {}
-        self._turns: deque[Flow] = deque()
-        self._waiting: set[Flow] = set()
-        self._paused: list[Flow] = []
+        self._turns: OrderedDict[Flow, None] = OrderedDict()
+        self._paused: dict[Flow, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._watch = Watch(self.loop)
@@ -102,9 +101,6 @@ class SocketCarrier:
         for flow in list(self.table.flows.values()):
             flow.end()
         self._watch.close()
-        self._turns.clear()
-        self._waiting.clear()
-        self._paused.clear()
 
     # -- as its flows see it -------------------------------------------------------------------------------------------
 
@@ -115,7 +111,7 @@ class SocketCarrier:
 
     def pause(self, flow: Flow) -> None:
         """`flow.resume()` is called when the link takes packets again."""
-        self._paused.append(flow)
+        self._paused[flow] = None
 
     def answered(self) -> None:
         """A flow is half open no more."""
@@ -123,9 +119,7 @@ class SocketCarrier:
 
     def wants_turn(self, flow: Flow) -> None:
         """It has packets to write, or has just written some."""
-        if flow not in self._waiting:
-            self._waiting.add(flow)
-            self._turns.append(flow)
+        self._turns[flow] = None
         if not self._draining:
             self._draining = True
             self.loop.call_soon(self._drain)
@@ -137,15 +131,16 @@ class SocketCarrier:
             self._set_timer(due)
 
     def forget(self, flow: Flow) -> None:
-        """It has ended."""
-        flow.due = None
-        self._touched.pop(flow, None)
+        """It has ended: nothing keeps it, nor what is in its buffers, however long the link is congested."""
+        self._timers.forget(flow)
+        for waiting in (self._touched, self._turns, self._paused):
+            waiting.pop(flow, None)
         self.table.remove(flow.key, flow)
 
     def report(self, error: Error, offending: ip.Packet, speaker: bytes | None, mtu: int = 0) -> None:
         """Say an ICMP error of a packet to the client."""
         packet = None
-        if self._errors.take(time.monotonic()) and (speaker := speaker or self._reach.hop(offending.destination)):
+        if self._errors.take(self.clock()) and (speaker := speaker or self._reach.hop(offending.destination)):
             packet = icmp.build_error(error, offending, speaker, mtu=mtu)
         if packet is None:
             self._drop("unanswered")
@@ -157,7 +152,7 @@ class SocketCarrier:
 
     def receive(self, buffer: Memory, start: int, end: int) -> int:
         """Consume whole frames of buffer[start:end], as many as a turn has; where the rest begins."""
-        view, unpack, now = memoryview(buffer), frame.HEADER.unpack_from, time.monotonic()
+        view, unpack, now = memoryview(buffer), frame.HEADER.unpack_from, self.clock()
         at, packets = start, 0
         self._draining = True  # what flows have to say now is said below
         while end - at >= _HEADER:
@@ -167,8 +162,8 @@ class SocketCarrier:
                 hand_on(word, buffer, at, end, self._on_frame)
             if following > end:
                 break
-            if word <= MAX_PACKET:
-                if packets & _LOOK == _LOOK and time.monotonic() > now + _TURN:
+            if word <= MAX_PACKET and self._running:  # what comes behind a goodbye begins nothing
+                if packets & _LOOK == _LOOK and self.clock() > now + _TURN:
                     self._link.leave()
                     break
                 packets += 1
@@ -206,6 +201,8 @@ class SocketCarrier:
             self._dispatch(packet, now, checked)
         except (ProtocolError, struct.error):
             self.counters.invalid_packets += 1
+        except OSError:  # whether its destination may be reached is not known without a descriptor
+            self._drop("socket")
 
     def _dispatch(self, packet: ip.Packet, now: float, checked: bool) -> None:
         if packet.protocol == ip.TCP:
@@ -305,7 +302,11 @@ class SocketCarrier:
         return refusal is None
 
     def _failed(self, error: OSError, packet: ip.Packet) -> None:
-        """No socket: a route that is missing is said, and a lack of ports, a lack of descriptors is a full queue."""
+        """No socket: a route that is missing is said, and a lack of ports; a lack of descriptors is silence.
+
+        So is a router whose table of connections is full, or a server whose backlog is: what is sent again gets through
+        when one is free. An error would end what a second later works.
+        """
         self.pool.give_back()
         if error.errno == errno.EADDRNOTAVAIL and packet.protocol == ip.TCP:
             self._say_ports(packet)
@@ -334,13 +335,11 @@ class SocketCarrier:
     def _drain(self) -> None:
         """Give flows their turns, each one after the other, until none has anything to write or the link is full."""
         self._draining = False
-        turns, waiting, outbox, now = self._turns, self._waiting, self.outbox, time.monotonic()
+        turns, outbox, now = self._turns, self.outbox, self.clock()
         while turns and outbox.room and not self._link.congested and self._running:
-            flow = turns.popleft()
-            waiting.discard(flow)
+            flow, _ = turns.popitem(last=False)
             if flow.write(outbox, now):
-                waiting.add(flow)
-                turns.append(flow)
+                turns[flow] = None
             if outbox.at > _TURNS:
                 outbox.flush()
         outbox.flush()
@@ -357,10 +356,9 @@ class SocketCarrier:
         if not self._running:
             return
         self._drain()
-        paused, self._paused = self._paused, []
+        paused, self._paused = self._paused, {}
         for flow in paused:
-            if self.table.get(flow.key) is flow:
-                flow.resume()
+            flow.resume()
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -368,11 +366,11 @@ class SocketCarrier:
         if self._timer:
             self._timer.cancel()
         self._timer_at = due
-        self._timer = self.loop.call_later(max(0.001, due - time.monotonic()), self._on_timer)
+        self._timer = self.loop.call_later(max(0.001, due - self.clock()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        now = time.monotonic()
+        now = self.clock()
         for flow in list(self._timers.due(now)):
             flow.handle_timeout(now)
         due = self._timers.next()

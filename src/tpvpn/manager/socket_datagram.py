@@ -6,11 +6,10 @@ ip(7)), and the client is told the same, by whoever said it.
 """
 
 import socket
-import time
 from abc import abstractmethod
 
 from tpvpn.manager.socket_errors import read_errors, tell_errors
-from tpvpn.manager.socket_flow import Flow, Owner, error_of, leave_as, text_of
+from tpvpn.manager.socket_flow import Flow, Owner, error_of, leave_as, only_family, text_of
 from tpvpn.wire import ip
 
 # linux/in.h, linux/in6.h
@@ -39,6 +38,7 @@ class DatagramFlow(Flow):
         self._fields = -1
         self._client, self._destination, self._real = packet.source, packet.destination, real
         try:
+            only_family(opened)
             tell_errors(opened)
             opened.connect((text_of(real), port))
         except BaseException:
@@ -46,7 +46,7 @@ class DatagramFlow(Flow):
             raise
         self._fd = opened.fileno()
         owner.loop.add_reader(self._fd, self._on_readable)
-        owner.schedule(self, time.monotonic() + idle)
+        owner.schedule(self, owner.clock() + idle)
 
     @abstractmethod
     def _answer(self, data: bytes) -> None:
@@ -130,6 +130,8 @@ class DatagramFlow(Flow):
             owner.pause(self)
             return
         for count in range(_AT_ONCE):
+            if not owner.outbox.room:
+                break  # the rest is read when what is there has left
             try:
                 data = self._socket.recv(_LARGEST)
             except OSError as error:
@@ -137,7 +139,7 @@ class DatagramFlow(Flow):
                     self._on_error()
                 break
             self._answer(data)
-        self.due = time.monotonic() + self.idle
+        self.due = owner.clock() + self.idle
         owner.wants_turn(self)
 
     def _on_error(self) -> None:

@@ -6,6 +6,7 @@ UDP and ping, and for ping where the pod may not (`facts`). Nothing of it outliv
 """
 
 import socket
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -54,7 +55,14 @@ class SocketPlace:
         """What turns the session's packets into sockets."""
         own = _packed(self.ipv4), _packed(self.ipv6)
         self._carrier = SocketCarrier(
-            link, on_frame, own, self._reach, self._exit.pool, offload=self._offload, mtu=self._exit.mtu
+            link,
+            on_frame,
+            own,
+            self._reach,
+            self._exit.pool,
+            offload=self._offload,
+            mtu=self._exit.mtu,
+            clock=self._exit.clock,
         )
         self._exit.watch(self._carrier)
         return self._carrier
@@ -85,8 +93,9 @@ class SocketExit:
         identity: str | None = None,
         max_flows: int = MAX_FLOWS,
         versions: Sequence[int] = (4, 6),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._versions = versions
+        self._versions, self.clock = versions, clock
         self._destinations = [destination(text) for text in destinations]
         identity = identity or socket.gethostname()
         self._pools = {4: AddressPool(SPACE4, identity), 6: AddressPool(SPACE6, identity)}

@@ -63,6 +63,7 @@ class Owner(Protocol):
     """The session, as its flows see it."""
 
     loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
     outbox: Outbox
     pool: Pool
     mtu: int
@@ -116,6 +117,12 @@ def family_of(address: bytes) -> socket.AddressFamily:
 def text_of(address: bytes) -> str:
     """The address in words, as `connect` wants it."""
     return socket.inet_ntop(family_of(address), address)
+
+
+def only_family(opened: socket.socket) -> None:
+    """Let no mapped IPv6 address lead to IPv4, where the policy has other rules."""
+    if opened.family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
 def leave_as(opened: socket.socket, packet: ip.Packet) -> None:

@@ -22,12 +22,11 @@ import errno
 import os
 import socket
 import struct
-import time
 
 from tpvpn.manager import local_ports
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
-from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, text_of
+from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, only_family, text_of
 from tpvpn.proto.tcp import ESTABLISHED, KEEPALIVE, PEER_CLOSED, RESET, Connection, Limits, reset_for
 from tpvpn.wire import frame, ip, tcp
 
@@ -39,6 +38,8 @@ _MOST_PIECES = 512  # IOV_MAX is 1024
 _LONGEST_KEEPALIVE = 7200
 """Seconds; the default of net.ipv4.tcp_keepalive_time, so that none is asked more rarely than before."""
 _RESET = struct.pack("ii", 1, 0)
+_REFUSALS = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
+"""The last two: a server that accepted and reset before we looked, the one before, the other after its FIN."""
 
 
 class TcpFlow(Flow):
@@ -70,8 +71,7 @@ class TcpFlow(Flow):
             raise
 
     def _connect(self, real: bytes, port: int) -> None:
-        if len(real) == 16:  # a mapped address must not lead to IPv4, where the policy has other rules
-            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        only_family(self._socket)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the laptop has decided when to send
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         tell_errors(self._socket)
@@ -88,13 +88,12 @@ class TcpFlow(Flow):
 
     def gives_way_to(self, segment: tcp.Segment) -> bool:
         """Whether a new connection from the same port begins, and this one has ended."""
-        return self._connection.gives_way_to(segment)
+        begins = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
+        return begins and (self._connection.is_closed or self._connection.gives_way_to(segment))
 
     def receive(self, segment: tcp.Segment, now: float) -> None:
         """Take a segment; `advance` comes when all that came together are there."""
-        if segment.payload and self._owner.pool.is_full and self._connection.readable:
-            return  # it is sent again when there is memory
-        self._connection.receive_segment(segment, now)
+        self._connection.receive_segment(segment, now, full=self._owner.pool.is_full)
 
     def advance(self, now: float) -> None:
         """Do what the segments brought, before their memory is used again."""
@@ -117,7 +116,7 @@ class TcpFlow(Flow):
         if self._told_finished and self._cluster_finished:
             self._close_socket()  # what is left is between the laptop and us
         connection.keep()
-        if self._paused and not self._owner.congested and connection.writable >= min(self._read_size, BUFFER // 4):
+        if self._paused and connection.writable >= min(self._read_size, BUFFER // 4):
             self._read()
         self._count()
         self._owner.wants_turn(self)
@@ -164,7 +163,7 @@ class TcpFlow(Flow):
             speaker = self._syn.destination if told[0].speaker == self._real else told[0].speaker
             self._owner.report(told[0].error, self._syn, speaker)
             return
-        if self._refused_at_once or number == errno.ECONNREFUSED:
+        if self._refused_at_once or number in _REFUSALS:
             self._connection.refuse()
         elif number:
             self._give_up(number)
@@ -172,7 +171,7 @@ class TcpFlow(Flow):
         else:
             tell_errors(self._socket, False)  # they would end an open connection
             self._owner.watch(self._fd, self._on_failed)
-            self._connection.accept(time.monotonic(), int.from_bytes(os.urandom(4), "big"))
+            self._connection.accept(self._owner.clock(), int.from_bytes(os.urandom(4), "big"))
         self._set_open()
         self._owner.wants_turn(self)
 
@@ -250,7 +249,7 @@ class TcpFlow(Flow):
     def _on_writable(self) -> None:
         self._push()
         if self._socket.fileno() >= 0:
-            self.advance(time.monotonic())
+            self.advance(self._owner.clock())
 
     def _shut_output(self) -> None:
         self._told_finished = True
@@ -274,7 +273,7 @@ class TcpFlow(Flow):
 
     def _broken(self) -> None:
         """The real connection is lost: so is the laptop's."""
-        if self._socket.fileno() < 0:
+        if self._ended:
             return
         self._connection.abort()
         self._close_socket()
@@ -288,9 +287,7 @@ class TcpFlow(Flow):
             self._owner.answered()
 
     def _count(self) -> None:
-        if self._socket.fileno() < 0:
-            return
-        held = self._connection.readable + BUFFER - self._connection.writable
+        held = 0 if self._ended else self._connection.held
         self._owner.pool.used += held - self._held
         self._held = held
 
@@ -306,8 +303,6 @@ class TcpFlow(Flow):
             self._cluster_finished = True
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._socket.close()
-        self._owner.pool.used -= self._held
-        self._held = 0
 
     def end(self) -> None:
         """Close the socket and be forgotten; the laptop is told nothing more."""
@@ -316,6 +311,7 @@ class TcpFlow(Flow):
         self._ended = True
         self._set_open()
         self._close_socket()
+        self._count()
         self._owner.forget(self)
 
 
