@@ -194,6 +194,7 @@ def test_ten_thousand_idle_flows_cost_little_and_leave_nothing(manager: Manager,
 def test_short_connections_in_a_row_leave_nothing(manager: Manager, accepted: list[socket.socket]) -> None:
     with manager.session() as session:
         many = Many(session)
+        assert session.answers()  # all that a session opens is open
         descriptors = manager.descriptors()
         rss = []
         for _ in range(10):
