@@ -50,11 +50,11 @@ def iperf(way: Way, *options: str, seconds: float) -> dict[str, Any]:
     return report["end"]
 
 
-def tcp(way: Way, effort: Effort, flows: tuple[int, ...] = (1, 8)) -> Figures:
+def tcp(way: Way, effort: Effort) -> Figures:
     """Gb/s of one and eight flows, from and to the laptop, and the CPU time of the tunnel's processes for it."""
     figures: Figures = {}
     moved, before = 0, cpu_seconds(way)
-    for count in flows:
+    for count in (1, 8):
         for direction, options in DIRECTIONS.items():
             parallel = ["--parallel", str(count), *CONGESTION]
             received = iperf(way, *parallel, *options, seconds=effort.seconds)["sum_received"]

@@ -62,7 +62,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Bar:
-    """What tpvpn must reach: a metric, itself or in relation to the direct path, at least or at most a limit."""
+    """What a way must reach: a metric, itself or in relation to the direct path, at least or at most a limit."""
 
     metric: str
     relation: Relation
@@ -74,7 +74,7 @@ class Bar:
         return value >= self.limit if self.side == "at least" else value <= self.limit
 
 
-BARS = (
+_KERNEL = (
     *(Bar(f"tcp{flows}_{way}", "of direct", "at least", 0.30) for flows in (1, 8) for way in ("up", "down")),
     Bar("connections", "of direct", "at least", 0.6),
     Bar("requests", "of direct", "at least", 0.4),
@@ -93,6 +93,17 @@ BARS = (
     Bar("help_s", "itself", "at most", 0.25),
     Bar("plan_s", "itself", "at most", 0.8),
 )
+_SOCKET = (
+    *(Bar(f"tcp{flows}_{way}", "of direct", "at least", 0.18) for flows in (1, 8) for way in ("up", "down")),
+    Bar("connections", "itself", "at least", 2_000),
+    Bar("requests", "itself", "at least", 10_000),
+    Bar("ping_up_p99", "itself", "at most", 20),
+    Bar("ping_down_p99", "itself", "at most", 20),
+    Bar("rss_node", "itself", "at most", 150),
+    Bar("idle_node", "itself", "at most", 1),
+)
+BARS = {"tpvpn": _KERNEL, "tpvpn-socket": _SOCKET}
+"""What each way must reach."""
 
 _RELATIONS: dict[Relation, Callable[[float, float], float]] = {
     "itself": lambda value, direct: value,
@@ -130,7 +141,12 @@ def related(rounds: Sequence[Round], way: str, metric: str, relation: Relation) 
     return median([relate(value, direct) for value, direct in pairs if value is not None and direct is not None])
 
 
-def verdicts(rounds: Sequence[Round], way: str = "tpvpn") -> list[tuple[Bar, float, bool | None]]:
-    """Each bar with the value reached and whether that is enough; None where nothing was measured."""
-    reached = [(bar, related(rounds, way, bar.metric, bar.relation)) for bar in BARS]
+def with_bars(ways: Iterable[str]) -> list[str]:
+    """Those of the ways that must reach something."""
+    return [way for way in ways if way in BARS]
+
+
+def verdicts(rounds: Sequence[Round], way: str) -> list[tuple[Bar, float, bool | None]]:
+    """Each bar of a way with the value reached and whether that is enough; None where nothing was measured."""
+    reached = [(bar, related(rounds, way, bar.metric, bar.relation)) for bar in BARS[way]]
     return [(bar, value, None if math.isnan(value) else bar.passes(value)) for bar, value in reached]

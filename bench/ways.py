@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tpvpn.lab import Lab
-from tpvpn.lab.topology import POD_CIDR, PODS, SERVICE_CIDR, TWINS
+from tpvpn.lab.lab import MANAGER
+from tpvpn.lab.topology import NODE, POD_CIDR, PODS, SERVICE_CIDR, SERVICES, TWINS, Exit
 
 TIMEOUT = 20.0  # seconds until a tunnel must be ready
 
@@ -44,10 +45,13 @@ class Way:
 
 
 class Tpvpn(Way):
-    """tpvpn as a user starts it, with the kernel exit over plain TCP."""
+    """tpvpn as a user starts it, with the kernel exit over plain TCP; it routes the subnet of its address alone."""
 
     name = "tpvpn"
     address = PODS[0]
+    exit: Exit = "kernel"
+    listen = MANAGER
+    subnet = ("--pod-cidr", POD_CIDR)
 
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
@@ -56,11 +60,13 @@ class Tpvpn(Way):
 
     def start(self) -> dict[str, float]:
         """Start the manager once, and `tpvpn connect` anew; the seconds from its start until it is ready."""
-        self._manager = self._manager or self.lab.start_manager()
+        if self._manager is None:
+            self._manager = self.lab.start_manager(exit=self.exit, listen=self.listen, name=f"manager-{self.name}")
         _end(self._connect)
         ready, announce = os.pipe()
         began = time.perf_counter()
-        with Path(self.lab.log("connect")).open("wb") as log:
+        said = self.lab.log(f"connect-{self.name}")
+        with said.open("wb") as log:
             self._connect = self.lab.popen(
                 "laptop", self._command(announce), pass_fds=[announce], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
@@ -69,14 +75,13 @@ class Tpvpn(Way):
         took = time.perf_counter() - began
         os.close(ready)
         if not told:
-            raise RuntimeError(f"tpvpn connect is not ready: {self.lab.log('connect').read_text()}")
+            raise RuntimeError(f"tpvpn connect is not ready: {said.read_text()}")
         return {"connect_s": took}
 
     def _command(self, announce: int) -> list[str]:
-        manager = ["--manager", f"tcp://{self.lab.manager}", "--token-file", str(self.lab.token_file)]
-        subnets = ["--service-cidr", SERVICE_CIDR, "--pod-cidr", POD_CIDR]
-        allow = ["--allow-conflicting-subnets", f"{SERVICE_CIDR},{POD_CIDR}"]
-        return [sys.executable, "-m", "tpvpn", "connect", *manager, *subnets, *allow, "--ready-fd", str(announce)]
+        manager = ["--manager", f"tcp://{self.listen}", "--token-file", str(self.lab.token_file)]
+        session = ["--name", self.exit, *self.subnet, "--allow-conflicting-subnets", self.subnet[1]]
+        return [sys.executable, "-m", "tpvpn", "connect", *manager, *session, "--ready-fd", str(announce)]
 
     def stop(self) -> None:
         """End both ends."""
@@ -87,6 +92,16 @@ class Tpvpn(Way):
         """connect with its helper, and the manager."""
         assert self._connect and self._manager
         return {"laptop": descendants(self._connect.pid), "node": descendants(self._manager.pid)}
+
+
+class TpvpnSocket(Tpvpn):
+    """The same with the socket exit, whose manager has no privilege."""
+
+    name = "tpvpn-socket"
+    address = SERVICES[1]
+    exit: Exit = "socket"
+    listen = f"{NODE}:7071"
+    subnet = ("--service-cidr", SERVICE_CIDR)
 
 
 def _end(process: subprocess.Popen[Any] | None) -> None:

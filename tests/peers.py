@@ -183,6 +183,7 @@ def _zipapp() -> tuple[Path, object]:
     """A copy of the manager's zipapp as the script builds it: no other test's building disturbs it."""
     subprocess.run([ROOT / "scripts" / "build-manager"], check=True, capture_output=True)
     directory = tempfile.TemporaryDirectory(prefix="tpvpn-tests-")
+    Path(directory.name).chmod(0o755)  # nobody may start it too
     return Path(shutil.copy(ROOT / "dist" / "tpvpn-manager.pyz", directory.name)), directory
 
 

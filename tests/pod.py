@@ -73,6 +73,7 @@ def pod_and_cluster() -> Iterator[tuple[str, str]]:
             run("ip", "-n", name, "addr", "add", f"{four}/16", "dev", "eth0")
             run("ip", "-n", name, "addr", "add", f"{six}/64", "dev", "eth0", "nodad")
             run("ip", "-n", name, "link", "set", "eth0", "up")
+        sysctl(pod, "ipv4/ip_forward", "0")  # a new namespace has what the first one has
         run("ip", "-n", cluster, "addr", "add", f"{SERVICE4}/32", "dev", "lo")
         run("ip", "-n", pod, "route", "add", "default", "via", CLUSTER4)
         run("ip", "-n", pod, "-6", "route", "add", "default", "via", CLUSTER6)

@@ -89,6 +89,8 @@ class Engine:
         offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
         self._terms, early = await shake_hands(stream, early, settings.token, offer)
         self._say(f"manager {self._terms.pod} at {settings.endpoint.authority} took us in")
+        if silent := self._terms.without_ping:
+            self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
         return stream, early
 
     async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> None:
@@ -140,6 +142,7 @@ class Engine:
                 "pod": terms.pod,
                 "session": terms.session,
                 "exit": terms.exit,
+                "ping": terms.ping,
                 "mtu": terms.mtu,
                 "offloads": terms.offloads,
             },

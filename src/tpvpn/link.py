@@ -4,7 +4,8 @@ It owns the stream's descriptor, the receive buffer and the bytes that the strea
 of packets: whoever carries them gives it a `receive` function for runs of frames and whole batches to send (`pump`).
 
 How it works. Readable: one recv into a large buffer, then `receive(buffer, start, end)` consumes the whole frames and
-says where it stopped; the rest of a frame moves to the front. Sending: what the stream does not take is kept as a view
+says where it stopped; the rest of a frame moves to the front. One that takes long `leave`s whole frames for later, and
+nothing is received meanwhile. Sending: what the stream does not take is kept as a view
 and sent as soon as it can be; meanwhile `congested` is true, `on_drained` is called when it is over. Control frames
 queue behind it, between frames.
 """
@@ -44,7 +45,7 @@ class Link:
         self._have = len(early)
         self._unsent: memoryview | None = None
         self._queued = bytearray()
-        self._closed = False
+        self._closed = self._behind = False
         self._loop.add_reader(stream.fd, self._on_readable)
         if early or stream.pending():
             self._loop.call_soon(self._on_early)
@@ -69,6 +70,11 @@ class Link:
             return
         if rest or self._queued:
             self._wait(rest)
+
+    def leave(self) -> None:
+        """For `receive`: it leaves whole frames for the next turn of the loop, in which others have theirs."""
+        self._behind = True
+        self._loop.call_soon(self._on_early)
 
     def close(self) -> None:
         """Close the stream at once, without a word to anyone."""
@@ -118,11 +124,14 @@ class Link:
             self.on_drained()
 
     def _on_early(self) -> None:
-        """Frames that came together with the last bytes of the upgrade or of the handshake."""
+        """Frames that came with the last bytes of the upgrade or of the handshake, or were left."""
+        self._behind = False
         if not self._closed and self._consume(self._have) and self.stream.pending():
             self._on_readable()
 
     def _on_readable(self) -> None:
+        if self._behind:
+            return
         try:
             count = self.stream.recv_into(self._view[self._have : self._have + RECEIVE_SIZE])
         except WOULD_BLOCK:

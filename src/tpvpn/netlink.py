@@ -214,6 +214,8 @@ class NetlinkSocket:
 _RTM_SETLINK, _RTM_GETLINK, _RTM_NEWROUTE, _RTM_GETROUTE = 19, 18, 24, 26
 _IFINFO = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_IFADDR = struct.Struct("=BBBBI")
+_RTM_GETADDR, _IFA_ADDRESS, _IFA_LOCAL, _RT_SCOPE_UNIVERSE = 22, 1, 2, 0
 _RTM_NEWQDISC, _TC_H_ROOT, _TCA_KIND = 36, 0xFFFFFFFF, 1
 _TCMSG = struct.Struct("=BxxxiIII")
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
@@ -266,6 +268,12 @@ class RouteSocket(NetlinkSocket):
         payload = _RTMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)
         routes = (_route(message.payload) for message in self.dump(_RTM_GETROUTE, payload))
         return [route for route in routes if route is not None]
+
+    def addresses(self) -> list[bytes]:
+        """Every address that is known beyond this host and its links, both families."""
+        found = (message.payload for message in self.dump(_RTM_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
+        own = [parse_attributes(payload[_IFADDR.size :]) for payload in found if payload[3] == _RT_SCOPE_UNIVERSE]
+        return [attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS] for attributes in own]
 
     def bring_up(self, index: int, *, mtu: int, queue_length: int, ipv6: bool) -> None:
         """Bring a device up; with `ipv6` it first learns not to give itself a link-local address."""

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tpvpn.link import Link
+from tpvpn.link import Link, Memory
 from tpvpn.transport.stream import Stream
 from tpvpn.wire import frame
 
@@ -44,6 +44,42 @@ def test_packets_wait_for_the_rest_of_a_control_frame() -> None:
         received = await everything(late)
         assert sorted(received) == sorted(sent)
         assert [one for one in received if one[0]] == [one for one in sent if one[0]]
+
+    with contextlib.ExitStack() as stack:
+        asyncio.run(scenario())
+
+
+def test_frames_that_are_left_come_before_all_later_ones() -> None:
+    """A receiver that takes two frames a turn has all of them, in order, also those behind which the stream ended."""
+
+    async def scenario() -> None:
+        ours, sender = socket.socketpair()
+        ended = asyncio.get_running_loop().create_future()
+        link = Link(Stream(ours), ended.set_result)
+        stack.callback(link.close)
+        received: list[bytes] = []
+
+        def receive(buffer: Memory, start: int, end: int) -> int:
+            at = start
+            for _ in range(2):
+                header = frame.HEADER.unpack_from(buffer, at)[0] if end - at >= 4 else 1 << 30
+                following = at + 4 + (header & 0xFFFFFF)
+                if following > end:
+                    return at
+                received.append(bytes(buffer[at + 4 : following]))
+                at = following
+            link.leave()
+            return at
+
+        link.receive = receive
+        sent = [bytes([number]) * number for number in range(1, 251)]
+        with sender:
+            for first in (0, 100):
+                sender.sendall(b"".join(frame.encode(frame.PACKET, one) for one in sent[first : first + 100]))
+                await asyncio.sleep(0)
+            sender.sendall(b"".join(frame.encode(frame.PACKET, one) for one in sent[200:]))
+        await asyncio.wait_for(ended, 2)
+        assert received == sent
 
     with contextlib.ExitStack() as stack:
         asyncio.run(scenario())

@@ -1,14 +1,18 @@
 """A manager with the socket exit in a real pod, as nobody and without a capability; scapy plays its clients."""
 
+import asyncio
 import contextlib
 import os
 import re
+import selectors
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 from scapy.layers.inet import IP, TCP
@@ -17,10 +21,18 @@ from scapy.packet import Packet, Raw
 
 from peers import Client, eventually
 from pod import inside, pod_and_cluster, sysctl
-from tpvpn.proto.session import Offer
+from tpvpn.link import Link
+from tpvpn.manager.socket_carrier import SocketCarrier
+from tpvpn.manager.socket_exit import MAX_MEMORY, SocketExit
+from tpvpn.proto.flow import Pool
+from tpvpn.proto.session import Offer, Terms
+from tpvpn.transport import stream as transport
 from tpvpn.wire import frame
 
 TOKEN = b"token-of-ann"
+FLOWS = 1000
+"""Of an exit within the test."""
+INSTALLED = (sys.executable, "-m", "tpvpn", "manager")
 UNPRIVILEGED = (
     *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
     *("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
@@ -117,7 +129,7 @@ class Manager:
     """The running process."""
 
     def __init__(self, pod: str, process: subprocess.Popen[bytes], log: Path, port: int) -> None:
-        self.pod, self.process, self._log, self._port = pod, process, log, port
+        self.pod, self.process, self._log, self.port = pod, process, log, port
 
     @property
     def said(self) -> str:
@@ -126,13 +138,13 @@ class Manager:
     @contextlib.contextmanager
     def session(self, **offer: object) -> Iterator[Session]:
         with inside(self.pod):
-            connected = socket.create_connection(("127.0.0.1", self._port), timeout=5)
+            connected = socket.create_connection(("127.0.0.1", self.port), timeout=5)
         with contextlib.closing(Session(connected)) as session:
             session.shake_hands(TOKEN, Offer("laptop", **offer))  # type: ignore[arg-type]
             yield session
 
     def metrics(self) -> dict[str, int]:
-        with inside(self.pod), socket.create_connection(("127.0.0.1", self._port), timeout=5) as connected:
+        with inside(self.pod), socket.create_connection(("127.0.0.1", self.port), timeout=5) as connected:
             connected.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b"".join(iter(lambda: connected.recv(65536), b"")).decode()
         lines = answer.partition("\r\n\r\n")[2].splitlines()
@@ -158,20 +170,22 @@ class Manager:
 
 
 @contextlib.contextmanager
-def manager_in(pod: str, *options: str, rights: Sequence[str] = UNPRIVILEGED) -> Iterator[Manager]:
+def manager_in(
+    pod: str, *options: str, rights: Sequence[str] = UNPRIVILEGED, program: Sequence[str] = INSTALLED
+) -> Iterator[Manager]:
     """A manager in the pod, that may nothing."""
     with tempfile.TemporaryDirectory(prefix="tpvpn-tests-") as name:
         Path(name).chmod(0o755)  # pytest's own are for their user alone
-        with _manager_in(pod, Path(name), rights, options) as manager:
+        with _manager_in(pod, Path(name), [*rights, *program], options) as manager:
             yield manager
 
 
 @contextlib.contextmanager
-def _manager_in(pod: str, directory: Path, rights: Sequence[str], options: Sequence[str]) -> Iterator[Manager]:
+def _manager_in(pod: str, directory: Path, program: Sequence[str], options: Sequence[str]) -> Iterator[Manager]:
     tokens, log = directory / "tokens", directory / "log"
     tokens.write_bytes(b"ann: " + TOKEN + b"\n")
-    argv = [sys.executable, "-m", "tpvpn", "manager", "--listen", "127.0.0.1:0", "--token-file", str(tokens), *options]
-    command = ["nsenter", f"--net=/run/netns/{pod}", *rights, *argv]
+    options = ["--listen", "127.0.0.1:0", "--token-file", str(tokens), *options]
+    command = ["nsenter", f"--net=/run/netns/{pod}", *program, *options]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     listening = re.compile(r"listening on \S+ port (\d+)")
@@ -184,3 +198,106 @@ def _manager_in(pod: str, directory: Path, rights: Sequence[str], options: Seque
     finally:
         process.terminate()
         process.wait(15)
+
+
+# -- an exit within the test ---------------------------------------------------------------------------------------
+
+
+class WoundLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock runs, and can be put forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+class ExitWithin:
+    """A socket exit in a thread that is in the pod, with one session: a test sees what it counts, and winds its clock.
+
+    `memory`: bytes that the buffers of all flows may hold.
+    """
+
+    def __init__(self, pod: str, memory: int) -> None:
+        self._pod, self._memory = pod, memory
+        self._selector = selectors.DefaultSelector()
+        self._loop = WoundLoop(self._selector)
+        self._failed: list[str] = []
+        self._loop.set_exception_handler(lambda _, context: self._failed.append(str(context)))
+        self.carrier: SocketCarrier
+        self.session: Session
+
+    def wind(self, seconds: float) -> None:
+        """So much time passes, and what is due happens."""
+        passed = threading.Event()
+
+        def put_forward() -> None:
+            self._loop.ahead += seconds
+            self._loop.call_soon(lambda: self._loop.call_soon(passed.set))  # timers that are due come before it
+
+        self._loop.call_soon_threadsafe(put_forward)
+        assert passed.wait(5)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Nothing is looked at meanwhile: what happens is seen at once, in its order."""
+        begun, done = threading.Event(), threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (begun.set(), done.wait(5)))
+        assert begun.wait(5)
+        yield
+        done.set()
+
+    def stop(self) -> None:
+        """As when the manager says goodbye."""
+        stopped = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (self.carrier.stop(), stopped.set()))
+        assert stopped.wait(5)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        ours, theirs = socket.socketpair()
+        ready = threading.Event()
+
+        def work() -> None:
+            with inside(self._pod):
+                asyncio.set_event_loop(self._loop)
+                self._loop.run_until_complete(self._begin(theirs))
+                ready.set()
+                self._loop.run_forever()
+                self.carrier.stop()
+                self._link.close()
+                self._loop.run_until_complete(asyncio.sleep(0))
+                self._watched = len(self._selector.get_map())
+                self._loop.close()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            assert ready.wait(5)
+            with contextlib.closing(Session(ours)) as self.session:
+                place = self._place
+                self.session.terms = Terms("", place.ipv4, place.ipv6, 1500, [], {}, "", {})
+                yield self
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+        assert not self._failed
+        assert (self.carrier.pool.used, self.carrier.table.half_open, self.carrier.table.flows) == (0, 0, {})
+        assert self._watched == 1, "the loop watches descriptors that are closed, beside its own"
+        assert sum(self.carrier.pool.take(0) for _ in range(FLOWS + 10)) == FLOWS
+
+    async def _begin(self, connected: socket.socket) -> None:
+        exit = SocketExit(clock=self._loop.time)
+        exit.open()
+        exit.pool = Pool(FLOWS, self._memory)
+        self._place = exit.add_session(None, None, offload=False)
+        self._link = Link(transport.Stream(connected), lambda _: None)
+        self.carrier = self._place.attach(self._link, lambda *_: None)
+        self.carrier.start()
+
+
+@contextlib.contextmanager
+def exit_within(pod: str, memory: int = MAX_MEMORY) -> Iterator[ExitWithin]:
+    """Nothing of it may be left in the end."""
+    with ExitWithin(pod, memory).running() as exit:
+        yield exit

@@ -1,5 +1,8 @@
 """The flow table, its limits and its timers: by table, and against a plain model."""
 
+import sys
+import weakref
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,3 +124,31 @@ def test_an_item_moved_on_a_thousand_times_is_one_entry() -> None:
         timers.schedule(item, due)
     assert list(timers.due(1)) == []
     assert timers.next() == 999
+
+
+def test_what_was_forgotten_is_not_kept_and_never_due() -> None:
+    timers: Timers[Timed] = Timers()
+    kept = Timed()
+    timers.schedule(kept, 100)
+    ended = [Timed() for _ in range(1000)]
+    for item in ended:
+        timers.schedule(item, 50)
+    gone = [weakref.ref(item) for item in ended]
+    for item in ended:
+        timers.forget(item)
+    del ended, item
+    assert not any(item() for item in gone)
+    assert list(timers.due(60)) == []
+    assert list(timers.due(100)) == [kept]
+
+
+def test_times_that_were_replaced_do_not_pile_up() -> None:
+    timers: Timers[Timed] = Timers()
+    items = [Timed() for _ in range(10)]
+    before = 0
+    for number in range(10_000):
+        timers.schedule(items[number % 10], 1e6 - number)
+        if number == 1000:
+            before = sys.getsizeof(timers._heap)  # pyright: ignore[reportPrivateUsage]
+    assert sys.getsizeof(timers._heap) <= 2 * before  # pyright: ignore[reportPrivateUsage]
+    assert len(list(timers.due(1e6))) == 10

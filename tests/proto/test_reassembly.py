@@ -71,6 +71,15 @@ def test_what_does_not_fit_ends_its_packet(name: str) -> None:
     assert (reassembler.size, reassembler.dropped) == (0, 1)
 
 
+def test_a_middle_that_becomes_the_end_does_not_hide_what_is_missing() -> None:
+    """Its size and that of the piece beyond it are together where it ends."""
+    reassembler, data = Reassembler(), bytes(100)
+    assert reassembler.add(piece(FOUR, data, 8, 16), 0) is None
+    assert reassembler.add(piece(FOUR, data, 16, 24), 0) is None
+    assert reassembler.add(piece(FOUR, data[:16], 8, 16), 0) is None
+    assert (reassembler.size, reassembler.dropped) == (0, 1)
+
+
 def test_packets_are_told_apart() -> None:
     reassembler = Reassembler()
     ones, others = (cut(FOUR, text * 16, [1], identification=number) for number, text in ((1, b"a"), (2, b"b")))

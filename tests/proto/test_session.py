@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -168,3 +169,20 @@ def test_a_hello_with_one_strange_member_never_crashes(name: str, value: object)
     hello = json.loads(hello_of(client(), other)) | {name: value}
     with pytest.raises(ProtocolError):
         other.receive(json.dumps(hello).encode())
+
+
+@pytest.mark.parametrize(
+    ("facts", "ping", "without"),
+    [
+        ({}, {"ipv4": True, "ipv6": True}, ""),
+        ({"ping": {"ipv4": True}}, {"ipv4": True, "ipv6": True}, ""),
+        ({"ping": {"ipv4": True, "ipv6": False}}, {"ipv4": True, "ipv6": False}, "IPv6"),
+        ({"ping": {"ipv4": False, "ipv6": False, "ipv9": False}}, {"ipv4": False, "ipv6": False}, "IPv4 and IPv6"),
+        ({"ping": [False]}, {"ipv4": True, "ipv6": True}, ""),
+        ({"ping": {"ipv4": {"a": 1}}}, {"ipv4": True, "ipv6": True}, ""),
+    ],
+)
+def test_which_families_have_ping(facts: dict[str, object], ping: dict[str, bool], without: str) -> None:
+    terms = replace(TERMS, exit={"ipv4": "socket", "ipv6": "socket"}, facts=facts)
+    assert (terms.ping, terms.without_ping) == (ping, without)
+    assert list(replace(terms, exit={"ipv4": None, "ipv6": "kernel"}).ping) == ["ipv6"]

@@ -8,6 +8,7 @@ from joined import MSS
 from tpvpn.proto.tcp import (
     CLOSED,
     ESTABLISHED,
+    KEEPALIVE,
     PEER_CLOSED,
     READABLE,
     RESET,
@@ -293,6 +294,20 @@ def test_a_keepalive_is_answered(peer: Peer, seq: int) -> None:
         peer.say(seq, payload=payload)
         assert peer.sent() == [(ACK, 0, 0, b"")]
     assert peer.connection.readable == 0
+
+
+def test_a_keepalive_is_told_and_a_window_probe_is_not() -> None:
+    peer = Peer(limits=Limits(MSS, receive_buffer=MSS)).established()
+    peer.say(-1)
+    assert peer.connection.take_events() == KEEPALIVE
+    for seq in (-2, MSS + 1):
+        peer.say(seq)
+        assert peer.connection.take_events() == 0
+    peer.say(payload=b"x" * MSS)
+    assert peer.connection.take_events() == READABLE
+    peer.sent()
+    peer.say(MSS - 1)
+    assert peer.connection.take_events() == 0
 
 
 # -- loss --------------------------------------------------------------------------------------------------------------

@@ -201,9 +201,11 @@ _labs = itertools.count()
 
 
 @contextlib.contextmanager
-def lab_with_manager(vpn: Vpn = "routes", *, ipv6: bool = True, forwarding: bool = True) -> Generator[Laptop]:
+def lab_with_manager(
+    vpn: Vpn = "routes", *, ipv6: bool = True, forwarding: bool = True, exit: Exit = EXIT
+) -> Generator[Laptop]:
     """The laptop of a new lab with a manager on its node."""
-    with Lab(f"tvs{os.getpid()}n{next(_labs)}", vpn=vpn, ipv6=ipv6, forwarding=forwarding, exit=EXIT) as lab:
+    with Lab(f"tvs{os.getpid()}n{next(_labs)}", vpn=vpn, ipv6=ipv6, forwarding=forwarding, exit=exit) as lab:
         lab.start_manager()
         laptop = Laptop(lab)
         laptop.settle()

@@ -1,6 +1,7 @@
 """Laptops as they are found: without IPv6, without a default route, strict about return paths, with containers behind
 them, on VPNs that come and go, beside programs that touch our rules; and a node that does not forward."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -67,6 +68,21 @@ def test_a_manager_without_ipv6() -> None:
             assert "the manager carries no IPv6" in status
             assert re.search(r"excluded +fd10:130::/112", status)
             assert "dev tpvpn0" not in laptop.sh(f"ip -6 route get {SERVICES6[0]}")
+
+
+def test_a_manager_without_ping() -> None:
+    """A pod's net.ipv4.ping_group_range leaves its process out: said, and not faked; all else works."""
+    with Lab(f"tv{os.getpid()}mute", vpn="none", exit="socket") as lab:
+        lab.sysctl("node", "net/ipv4/ping_group_range", "1 0")
+        lab.start_manager()
+        laptop = Laptop(lab)
+        with laptop.connected() as session:
+            assert "warning: no ping over IPv4 and IPv6" in session.said
+            laptop.reaches("cluster", CLUSTER4)
+            assert "Packet filtered" in laptop.run("ping", "-c", "1", "-W", "2", CLUSTER4[0]).stdout
+            assert "ping      unsupported over ipv4\n" in laptop.tpvpn("status").stdout
+            (shown,) = json.loads(laptop.tpvpn("status", "--output", "json").stdout)["sessions"]
+            assert shown["manager"]["ping"] == {"ipv4": False, "ipv6": False}
 
 
 def test_no_default_route(own: Laptop) -> None:

@@ -264,6 +264,7 @@ def test_status_and_quit(laptop: Laptop) -> None:
         assert (shown["device"], shown["shadowed"]) == ("tpvpn0", {})
         assert shown["manager"]["endpoint"] == f"tcp://{laptop.lab.manager}"
         assert shown["manager"]["exit"] == {"ipv4": EXIT, "ipv6": EXIT}
+        assert shown["manager"]["ping"] == {"ipv4": True, "ipv6": True}
         for address in shown["addresses"]:
             assert address in laptop.sh("ip address show dev tpvpn0")
         assert shown["plan"]["schema"] == "tpvpn.plan/1"

@@ -1,8 +1,10 @@
 """The virtio-net header and the names of offloads on the wire."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tpvpn.errors import ProtocolError
 from tpvpn.wire import vnet
 from tpvpn.wire.vnet import Header, Offload
 
@@ -24,3 +26,27 @@ def test_offload_names_come_back(flags: set[Offload]) -> None:
 def test_names_of_a_later_version_are_left_out() -> None:
     assert vnet.from_names(["tso4", "warp-drive"]) == Offload.TSO4
     assert vnet.names(Offload.TSO4 | Offload.CHECKSUM) == ["checksum", "tso4"]
+
+
+@pytest.mark.parametrize(
+    ("header", "packet", "left"),
+    [
+        (Header(), (4, 17, 28), False),
+        (Header(vnet.NEEDS_CHECKSUM, 0, 0, 0, 20, 6), (4, 17, 28), True),
+        (Header(vnet.NEEDS_CHECKSUM, vnet.GSO_TCP4 | vnet.GSO_ECN, 52, 1448, 20, 16), (4, 6, 9000), True),
+        (Header(vnet.NEEDS_CHECKSUM, vnet.GSO_TCP6, 60, 1428, 40, 16), (6, 6, 9000), True),
+        (Header(vnet.NEEDS_CHECKSUM, vnet.GSO_TCP6, 60, 1428, 40, 16), (4, 6, 9000), None),
+        (Header(vnet.NEEDS_CHECKSUM, vnet.GSO_TCP4, 52, 1448, 20, 16), (4, 17, 9000), None),
+        (Header(vnet.NEEDS_CHECKSUM, vnet.GSO_TCP4, 52, 0, 20, 16), (4, 6, 9000), None),
+        (Header(vnet.NEEDS_CHECKSUM, vnet.GSO_UDP, 28, 1000, 20, 6), (4, 17, 9000), None),
+        (Header(0, 3, 28, 1000), (4, 17, 9000), None),
+        (Header(vnet.NEEDS_CHECKSUM, 0, 0, 0, 40, 16), (4, 6, 57), None),
+        (Header(vnet.NEEDS_CHECKSUM, 0, 0, 0, 0xFFFF, 0xFFFF), (4, 6, 65_535), None),
+    ],
+)
+def test_what_a_kernel_refuses_is_refused(header: Header, packet: tuple[int, int, int], left: bool | None) -> None:
+    if left is None:
+        with pytest.raises(ProtocolError):
+            header.leaves_checksum(*packet)
+    else:
+        assert header.leaves_checksum(*packet) is left

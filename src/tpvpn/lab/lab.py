@@ -219,7 +219,7 @@ class Lab:
             addresses = served(where, self.options["ipv6"])
             server = [sys.executable, "-m", "tpvpn.lab.servers", where, *addresses]
             self._start(f"servers-{where}", self.command(where, server))
-            self._expect(where, addresses, "/")
+            self._expect(where, addresses, "/", f"servers-{where}")
         for address in iperf_addresses(self.options["ipv6"]):
             name = f"iperf3-{address}"
             server = ["iperf3", "--server", "--bind", address, "--forceflush"]
@@ -317,16 +317,18 @@ class Lab:
         argv = [sys.executable, "-m", "tpvpn.lab.probe", "--deadline", str(deadline), "--path", path]
         return json.loads(self.run(where, [*argv, *(["--wait"] if wait else []), *targets]).stdout)
 
-    def start_manager(self, *extra: str) -> subprocess.Popen[Any]:
-        """Run a traffic manager on the node; TpvpnError when it is not healthy.
+    def start_manager(
+        self, *extra: str, exit: Exit | None = None, listen: str = MANAGER, name: str = "manager"
+    ) -> subprocess.Popen[Any]:
+        """Run a traffic manager on the node, with the lab's exit unless one is named; TpvpnError when it is ill.
 
-        One with the socket exit has no more than a pod of PodSecurity `restricted`.
+        One with the socket exit has no more than a pod of PodSecurity `restricted`. `name`: of its log.
         """
-        options = ["--listen", self.manager, "--exit", self.options["exit"], "--token-file", str(self.token_file)]
+        chosen: Exit = exit or self.options["exit"]
+        options = ["--listen", listen, "--exit", chosen, "--token-file", str(self.token_file)]
         argv = [sys.executable, "-m", "tpvpn", "manager", *options, *extra]
-        argv = restricted(argv) if self.options["exit"] == "socket" else argv
-        process = self._start("manager", self.command("node", argv))
-        self._expect("node", [self.manager], "/healthz", process)
+        process = self._start(name, self.command("node", restricted(argv) if chosen == "socket" else argv))
+        self._expect("node", [listen], "/healthz", name)
         return process
 
     # -- starting ------------------------------------------------------------------------------------------------------
@@ -349,10 +351,7 @@ class Lab:
                 raise TpvpnError(f"the lab's {name} did not start: {self._last_words(name)}")
             time.sleep(0.02)
 
-    def _expect(
-        self, where: Where, targets: list[str], path: str, process: subprocess.Popen[Any] | None = None
-    ) -> None:
-        name = "manager" if process else f"servers-{where}"
+    def _expect(self, where: Where, targets: list[str], path: str, name: str) -> None:
         answers = self.probe(where, targets, deadline=TIMEOUT, path=path, wait=True)
         if None in answers.values():
             raise TpvpnError(f"the lab's {name} did not start: {self._last_words(name)}")

@@ -77,9 +77,9 @@ def _open_sockets(destinations: Sequence[str], versions: Sequence[int] = (4, 6))
 
 
 def _descriptors() -> int:
-    """How many flows of the socket exit the process may have a descriptor for."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - KEPT_DESCRIPTORS
-    return max(1, min(MAX_FLOWS, most))
+    """How many flows of the socket exit the process may have a descriptor for; links keep theirs, or half of few."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(MAX_FLOWS, max(most - KEPT_DESCRIPTORS, most // 2))
 
 
 def _allow_descriptors() -> None:

@@ -61,8 +61,8 @@ class MixedCarrier:
             if word <= MAX_PACKET:
                 wanted = sockets if version & 0xF0 == by_sockets else pump
                 if wanted is not taker:
-                    if at > run:
-                        taker(buffer, run, at)
+                    if at > run and (rest := taker(buffer, run, at)) < at:
+                        return rest
                     taker, run = wanted, at
             at = following
         return taker(buffer, run, end)

@@ -5,35 +5,45 @@ addresses come and go; answers are kept for some seconds. A connection to one of
 listens on the manager's loopback, so no policy can allow that, as at the kernel exit.
 """
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 
 from tpvpn.manager.policy import Network, refused
-from tpvpn.manager.socket_flow import family_of, text_of
+from tpvpn.manager.socket_flow import family_of, only_family, text_of
 from tpvpn.proto.config import Pair
 
 _KEPT = 10.0
 _MOST_KEPT = 4096
 _MULTICAST4, _MULTICAST6 = 224, 0xFF
 _DISCARD = 9
-_OUTSIDE = {4: bytes((192, 0, 2, 1)), 16: bytes.fromhex("20010db8") + bytes(12)}
-"""Anywhere (RFC 5737, RFC 3849): a default route leads there."""
 
 
 class Reach:
-    """For all sessions of an exit; `taken(address)` says whether it is another session's."""
+    """For all sessions of an exit; `taken(address)` says whether it is another session's, `own` are this host's."""
 
-    def __init__(self, destinations: Sequence[Network], taken: Callable[[bytes], bool], ping: dict[int, bool]) -> None:
+    def __init__(
+        self,
+        destinations: Sequence[Network],
+        taken: Callable[[bytes], bool],
+        ping: dict[int, bool],
+        own: Sequence[bytes],
+    ) -> None:
         self.ping = ping
         """Which families have ping sockets."""
+        self._own = {len(address): address for address in reversed(own)}
         self._destinations, self._taken = destinations, taken
         self._known: dict[bytes, str | None] = {}
         self._hops: dict[bytes, bytes | None] = {}
         self._until = 0.0
 
     def refusal(self, address: bytes) -> str | None:
-        """Why sessions may not reach this address (the name of a counter), None when they may."""
+        """Why sessions may not reach this address (the name of a counter), None when they may.
+
+        OSError when that cannot be found out now, for want of a descriptor.
+        """
         self._forget()
         if address not in self._known:
             self._known[address] = self._judge(address)
@@ -43,7 +53,10 @@ class Reach:
         """This host's address on the way there, which is how a router names itself; else any of its own."""
         self._forget()
         if address not in self._hops:
-            self._hops[address] = _way(address) or _way(_OUTSIDE[len(address)])
+            try:
+                self._hops[address] = _way(address) or self._own.get(len(address))
+            except OSError:  # no descriptor is left: nobody speaks, and that is not remembered
+                return None
         return self._hops[address]
 
     def _forget(self) -> None:
@@ -109,15 +122,18 @@ def _is_own(address: bytes) -> bool:
     with socket.socket(family_of(address), socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((text_of(address), 0))
-        except OSError:
-            return False
+        except OSError as error:
+            # EINVAL: a link-local address that names no link. Any other error, as that no port is left, is no proof.
+            return error.errno not in (errno.EADDRNOTAVAIL, errno.EINVAL)
     return True
 
 
 def _way(address: bytes) -> bytes | None:
     with socket.socket(family_of(address), socket.SOCK_DGRAM) as probe:
         try:
+            only_family(probe)
             probe.connect((text_of(address), _DISCARD))  # sends nothing
-            return socket.inet_pton(probe.family, probe.getsockname()[0])
+            found = ip_address(probe.getsockname()[0])
         except OSError:
             return None
+    return None if found.is_loopback else found.packed

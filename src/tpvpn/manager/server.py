@@ -68,13 +68,17 @@ class Server:
         """Accept for ever; out of descriptors is waited out, not fatal."""
         loop = asyncio.get_running_loop()
         listening.setblocking(False)
+        failing = False
         while True:
             try:
                 connected, peer = await loop.sock_accept(listening)
             except OSError as error:
-                log.warning("cannot accept a connection: %s", error.strerror)
+                if not failing:
+                    log.warning("cannot accept connections, they wait: %s", error.strerror)
+                failing = True
                 await asyncio.sleep(0.1)
                 continue
+            failing = False
             task = loop.create_task(self._serve(connected, _shown(peer)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -76,14 +76,15 @@ class Session:
     async def run(self, stream: Stream, early: bytes) -> str:
         """Carry packets until the session ends; why it ended, in words for the log."""
         link = self._link = Link(stream, self._on_lost, early)
-        carrier = self._carrier = self.place.attach(link, self._on_frame)
-        carrier.start()
         try:
+            self._carrier = self.place.attach(link, self._on_frame)
+            self._carrier.start()
             return await self._ended
         finally:
             if self._changing:
                 self._changing.cancel()
-            carrier.stop()
+            if self._carrier:
+                self._carrier.stop()
             link.close()
 
     def say_goodbye(self, reason: str) -> None:

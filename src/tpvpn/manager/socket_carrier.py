@@ -12,9 +12,10 @@ Theory of operation. Nothing awaits, and nothing is logged for a packet.
 """
 
 import asyncio
+import errno
+import logging
 import struct
-import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,15 +23,18 @@ from tpvpn.errors import ProtocolError
 from tpvpn.link import Link, Memory
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.reach import SessionReach
-from tpvpn.manager.socket_flow import Flow, error_of
+from tpvpn.manager.socket_flow import Flow, error_of, text_of
 from tpvpn.manager.socket_icmp import EchoFlow, for_socket
 from tpvpn.manager.socket_tcp import TcpFlow, write_reset
 from tpvpn.manager.socket_udp import UdpFlow, answered_key
+from tpvpn.manager.socket_watch import Watch
 from tpvpn.proto.flow import Bucket, FlowTable, Pool, Timers
 from tpvpn.proto.reassembly import Reassembler
 from tpvpn.pump import MAX_PACKET, Counters, hand_on
 from tpvpn.wire import frame, icmp, ip, tcp, udp, vnet
 from tpvpn.wire.icmp import Error
+
+log = logging.getLogger("tpvpn.manager")
 
 FLOW_RATE, FLOW_BURST = 5000.0, 5000.0
 """New flows a second in each session: more than Python makes, so that a flood leaves time for others."""
@@ -39,6 +43,9 @@ ERROR_RATE, ERROR_BURST = 1000.0, 100.0
 """ICMP errors and resets a second, as net.ipv4.icmp_msgs_per_sec."""
 _HEADER = frame.HEADER_LENGTH
 _F = TypeVar("_F", UdpFlow, EchoFlow)
+_TURN, _LOOK = 0.004, 15
+"""Seconds that a session receives in a row, looked at every 16 packets: of the smallest 10,000 come at once, and would
+keep all others waiting for 0.2 s."""
 _TURNS = 1 << 18  # bytes gathered before they are sent while more flows wait for their turn
 
 
@@ -55,8 +62,9 @@ class SocketCarrier:
         *,
         offload: bool,
         mtu: int,
+        clock: Callable[[], float],
     ) -> None:
-        now = time.monotonic()
+        self.clock, now = clock, clock()
         self.counters = Counters()
         self.dropped: Counter[str] = Counter()
         self.loop = asyncio.get_running_loop()
@@ -68,11 +76,12 @@ class SocketCarrier:
         self._reassembler = Reassembler()
         self._errors = Bucket(ERROR_RATE, ERROR_BURST, now)
         self._touched: dict[Flow, None] = {}
-        self._turns: deque[Flow] = deque()
-        self._waiting: set[Flow] = set()
-        self._paused: list[Flow] = []
+        self._turns: OrderedDict[Flow, None] = OrderedDict()
+        self._paused: dict[Flow, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._watch = Watch(self.loop)
+        self.watch, self.unwatch = self._watch.add, self._watch.remove
         self._draining = False
         self._running = False
 
@@ -91,9 +100,7 @@ class SocketCarrier:
             self._timer.cancel()
         for flow in list(self.table.flows.values()):
             flow.end()
-        self._turns.clear()
-        self._waiting.clear()
-        self._paused.clear()
+        self._watch.close()
 
     # -- as its flows see it -------------------------------------------------------------------------------------------
 
@@ -104,7 +111,7 @@ class SocketCarrier:
 
     def pause(self, flow: Flow) -> None:
         """`flow.resume()` is called when the link takes packets again."""
-        self._paused.append(flow)
+        self._paused[flow] = None
 
     def answered(self) -> None:
         """A flow is half open no more."""
@@ -112,9 +119,7 @@ class SocketCarrier:
 
     def wants_turn(self, flow: Flow) -> None:
         """It has packets to write, or has just written some."""
-        if flow not in self._waiting:
-            self._waiting.add(flow)
-            self._turns.append(flow)
+        self._turns[flow] = None
         if not self._draining:
             self._draining = True
             self.loop.call_soon(self._drain)
@@ -126,25 +131,28 @@ class SocketCarrier:
             self._set_timer(due)
 
     def forget(self, flow: Flow) -> None:
-        """It has ended."""
-        flow.due = None
-        self._touched.pop(flow, None)
+        """It has ended: nothing keeps it, nor what is in its buffers, however long the link is congested."""
+        self._timers.forget(flow)
+        for waiting in (self._touched, self._turns, self._paused):
+            waiting.pop(flow, None)
         self.table.remove(flow.key, flow)
 
     def report(self, error: Error, offending: ip.Packet, speaker: bytes | None, mtu: int = 0) -> None:
         """Say an ICMP error of a packet to the client."""
-        speaker = speaker or self._reach.hop(offending.destination)
-        if speaker and self._errors.take(time.monotonic()):
+        packet = None
+        if self._errors.take(self.clock()) and (speaker := speaker or self._reach.hop(offending.destination)):
             packet = icmp.build_error(error, offending, speaker, mtu=mtu)
-            if packet:
-                self.outbox.put(packet)
-                self._flush_soon()
+        if packet is None:
+            self._drop("unanswered")
+            return
+        self.outbox.put(packet)
+        self._flush_soon()
 
     # -- link to flows -------------------------------------------------------------------------------------------------
 
     def receive(self, buffer: Memory, start: int, end: int) -> int:
-        """Consume the whole frames of buffer[start:end]; where the rest begins."""
-        view, unpack, now = memoryview(buffer), frame.HEADER.unpack_from, time.monotonic()
+        """Consume whole frames of buffer[start:end], as many as a turn has; where the rest begins."""
+        view, unpack, now = memoryview(buffer), frame.HEADER.unpack_from, self.clock()
         at, packets = start, 0
         self._draining = True  # what flows have to say now is said below
         while end - at >= _HEADER:
@@ -154,7 +162,10 @@ class SocketCarrier:
                 hand_on(word, buffer, at, end, self._on_frame)
             if following > end:
                 break
-            if word <= MAX_PACKET:
+            if word <= MAX_PACKET and self._running:  # what comes behind a goodbye begins nothing
+                if packets & _LOOK == _LOOK and self.clock() > now + _TURN:
+                    self._link.leave()
+                    break
                 packets += 1
                 self._receive_packet(view[at + _HEADER : following], now)
             at = following
@@ -170,9 +181,11 @@ class SocketCarrier:
         checked = False
         try:
             if self.offload:
-                checked = bool(vnet.Header.unpack(data).flags & vnet.NEEDS_CHECKSUM)
-                data = data[vnet.HEADER_LENGTH :]
-            packet = ip.parse(data)
+                header, data = vnet.Header.unpack(data), data[vnet.HEADER_LENGTH :]
+                packet = ip.parse(data)
+                checked = header.leaves_checksum(packet.version, packet.protocol, len(packet.data))
+            else:
+                packet = ip.parse(data)
             if packet.source not in self._addresses:
                 self.counters.foreign_packets += 1
                 return
@@ -181,12 +194,15 @@ class SocketCarrier:
                 return
             if packet.is_fragment:
                 whole = self._reassembler.add(packet, now)
+                self.dropped["fragments"] = self._reassembler.dropped
                 if whole is None:
                     return
                 packet, checked = ip.parse(whole), False
             self._dispatch(packet, now, checked)
         except (ProtocolError, struct.error):
             self.counters.invalid_packets += 1
+        except OSError:  # whether its destination may be reached is not known without a descriptor
+            self._drop("socket")
 
     def _dispatch(self, packet: ip.Packet, now: float, checked: bool) -> None:
         if packet.protocol == ip.TCP:
@@ -195,7 +211,9 @@ class SocketCarrier:
             self._receive_udp(packet, now, checked)
         elif packet.protocol in (ip.ICMP4, ip.ICMP6):
             self._receive_icmp(packet, now, checked)
-        elif packet.protocol != ip.NO_NEXT and self._reach.real(packet.destination, self._drop):
+        elif packet.protocol == ip.NO_NEXT:
+            self._drop("unanswered")
+        elif self._reach.real(packet.destination, self._drop):
             self.report(Error.PROTOCOL_UNREACHABLE, packet, None)
 
     def _receive_tcp(self, packet: ip.Packet, now: float, checked: bool) -> None:
@@ -217,8 +235,8 @@ class SocketCarrier:
         if real is None:
             return None
         if segment.flags & (tcp.SYN | tcp.ACK | tcp.RST | tcp.FIN) != tcp.SYN:
-            if self._errors.take(now):
-                write_reset(self.outbox, packet, segment, offload=self.offload)
+            if not self._errors.take(now) or not write_reset(self.outbox, packet, segment, offload=self.offload):
+                self._drop("unanswered")
             return None
         if not self._admit(now, half_open=True):
             return None
@@ -258,11 +276,12 @@ class SocketCarrier:
 
     def _receive_error(self, packet: ip.Packet, message: icmp.Message) -> None:
         """A client that wants no more answers: no socket can be told, but without one the next is answered likewise."""
-        if (message.type, message.code) != icmp.Error.PORT_UNREACHABLE.value[packet.version == 6]:
-            return
-        flow = self.table.get(answered_key(message.body))
+        refused = (message.type, message.code) == icmp.Error.PORT_UNREACHABLE.value[packet.version == 6]
+        flow = self.table.get(answered_key(message.body)) if refused else None
         if isinstance(flow, UdpFlow):
             flow.end()
+        else:
+            self._drop("unanswered")
 
     def _begin(self, kind: type[_F], key: bytes, packet: ip.Packet, now: float) -> _F | None:
         real = self._reach.real(packet.destination, self._drop)
@@ -283,12 +302,30 @@ class SocketCarrier:
         return refusal is None
 
     def _failed(self, error: OSError, packet: ip.Packet) -> None:
-        """No socket: a route that is missing is said, a lack of descriptors or ports is a full queue."""
+        """No socket: a route that is missing is said, and a lack of ports; a lack of descriptors is silence.
+
+        So is a router whose table of connections is full, or a server whose backlog is: what is sent again gets through
+        when one is free. An error would end what a second later works.
+        """
         self.pool.give_back()
-        self._drop("socket")
+        if error.errno == errno.EADDRNOTAVAIL and packet.protocol == ip.TCP:
+            self._say_ports(packet)
+        else:
+            self._drop("socket")
         reason = error_of(error.errno)
+        if packet.version == 6 and reason is Error.HOST_UNREACHABLE:
+            reason = Error.NO_ROUTE  # an unreachable route is one to a router (ip6_pkt_discard in net/ipv6/route.c)
         if reason:
             self.report(reason, packet, None)
+
+    def _say_ports(self, packet: ip.Packet) -> None:
+        """Every local port has a connection to this destination, most of them in TIME-WAIT: once in a session."""
+        if not self.dropped["ports"]:
+            target = f"{text_of(self._reach.translated(packet.destination))} port {tcp.ports(packet.payload)[1]}"
+            log.warning(
+                "no local port is left for %s: spread its connections or widen net.ipv4.ip_local_port_range", target
+            )
+        self._drop("ports")
 
     def _drop(self, reason: str) -> None:
         self.dropped[reason] += 1
@@ -298,17 +335,16 @@ class SocketCarrier:
     def _drain(self) -> None:
         """Give flows their turns, each one after the other, until none has anything to write or the link is full."""
         self._draining = False
-        turns, waiting, outbox, now = self._turns, self._waiting, self.outbox, time.monotonic()
+        turns, outbox, now = self._turns, self.outbox, self.clock()
         while turns and outbox.room and not self._link.congested and self._running:
-            flow = turns.popleft()
-            waiting.discard(flow)
+            flow, _ = turns.popitem(last=False)
             if flow.write(outbox, now):
-                waiting.add(flow)
-                turns.append(flow)
+                turns[flow] = None
             if outbox.at > _TURNS:
                 outbox.flush()
         outbox.flush()
         self.counters.sent_packets, self.counters.sent_bytes = outbox.packets, outbox.bytes
+        self.dropped["queue"] = outbox.dropped
 
     def _flush_soon(self) -> None:
         if not self._draining:
@@ -320,10 +356,9 @@ class SocketCarrier:
         if not self._running:
             return
         self._drain()
-        paused, self._paused = self._paused, []
+        paused, self._paused = self._paused, {}
         for flow in paused:
-            if self.table.get(flow.key) is flow:
-                flow.resume()
+            flow.resume()
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -331,11 +366,11 @@ class SocketCarrier:
         if self._timer:
             self._timer.cancel()
         self._timer_at = due
-        self._timer = self.loop.call_later(max(0.001, due - time.monotonic()), self._on_timer)
+        self._timer = self.loop.call_later(max(0.001, due - self.clock()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        now = time.monotonic()
+        now = self.clock()
         for flow in list(self._timers.due(now)):
             flow.handle_timeout(now)
         due = self._timers.next()

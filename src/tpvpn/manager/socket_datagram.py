@@ -6,27 +6,19 @@ ip(7)), and the client is told the same, by whoever said it.
 """
 
 import socket
-import struct
-import time
 from abc import abstractmethod
-from dataclasses import dataclass
 
-from tpvpn.manager.socket_flow import Flow, Owner, error_of, text_of
+from tpvpn.manager.socket_errors import read_errors, tell_errors
+from tpvpn.manager.socket_flow import Flow, Owner, error_of, leave_as, only_family, text_of
 from tpvpn.wire import ip
-from tpvpn.wire.icmp import Error
 
-# linux/in.h, linux/in6.h, linux/errqueue.h
-_IP_RECVERR, _IPV6_RECVERR = 11, 25
-_EXTENDED_ERROR = struct.Struct("=IBBBBII")
-_ORIGIN_LOCAL = 1
-_ERRORS_AT_ONCE = 16
+# linux/in.h, linux/in6.h
+_MTU_DISCOVER = {socket.AF_INET: (socket.IPPROTO_IP, 10), socket.AF_INET6: (socket.IPPROTO_IPV6, 23)}
+_DONT, _WANT, _DO = 0, 1, 2
 
 _AT_ONCE = 32
 _LARGEST = 65_535
 _PIECE = 32_768
-
-_BY_TYPE = {(i, *kind_code): error for error in Error for i, kind_code in enumerate(error.value)}
-"""By family (0: ICMPv4, 1: ICMPv6), type and code."""
 
 
 class DatagramFlow(Flow):
@@ -43,16 +35,18 @@ class DatagramFlow(Flow):
         """Seconds after which it ends."""
         self._owner, self._socket = owner, opened
         self._identification = 0
+        self._fields = -1
         self._client, self._destination, self._real = packet.source, packet.destination, real
         try:
-            _tell_errors(opened)
+            only_family(opened)
+            tell_errors(opened)
             opened.connect((text_of(real), port))
         except BaseException:
             opened.close()
             raise
         self._fd = opened.fileno()
         owner.loop.add_reader(self._fd, self._on_readable)
-        owner.schedule(self, time.monotonic() + idle)
+        owner.schedule(self, owner.clock() + idle)
 
     @abstractmethod
     def _answer(self, data: bytes) -> None:
@@ -65,18 +59,25 @@ class DatagramFlow(Flow):
     def send(self, data: ip.Bytes, packet: ip.Packet, now: float) -> None:
         """Send a datagram, that of this packet of the client."""
         self.due = now + self.idle
+        whole = packet.dont_fragment and len(packet.data) <= self._owner.mtu  # or it came in fragments
+        fields = packet.hop_limit << 9 | packet.traffic_class << 1 | whole
+        if fields != self._fields:
+            self._fields = fields
+            leave_as(self._socket, packet)
+            level, option = _MTU_DISCOVER[self._socket.family]
+            self._socket.setsockopt(level, option, _DO if whole else _DONT if packet.version == 4 else _WANT)
         for _ in range(2):  # an error of an earlier datagram is told in the place of sending this one
             try:
                 self._socket.send(data)
-            except BlockingIOError:
                 return
+            except BlockingIOError:
+                break
             except OSError as error:
                 reason = error_of(error.errno)
                 if not self._report() and reason:
                     self._owner.report(reason, packet, None, self._owner.mtu)
                     return
-            else:
-                return
+        self._owner.dropped["socket"] += 1
 
     def _put(self, protocol: int, body: bytes) -> None:
         """Send the client the payload of a packet from the destination: whole, whatever the MTU is.
@@ -129,6 +130,8 @@ class DatagramFlow(Flow):
             owner.pause(self)
             return
         for count in range(_AT_ONCE):
+            if not owner.outbox.room:
+                break  # the rest is read when what is there has left
             try:
                 data = self._socket.recv(_LARGEST)
             except OSError as error:
@@ -136,7 +139,7 @@ class DatagramFlow(Flow):
                     self._on_error()
                 break
             self._answer(data)
-        self.due = time.monotonic() + self.idle
+        self.due = owner.clock() + self.idle
         owner.wants_turn(self)
 
     def _on_error(self) -> None:
@@ -147,59 +150,10 @@ class DatagramFlow(Flow):
 
     def _report(self) -> bool:
         """Tell the client the errors that were kept; whether there were any."""
-        errors = _read_errors(self._socket)
+        errors = read_errors(self._socket)
         for told in errors:
             quoted = self._quoted(told.payload)
             if quoted is not None:
                 speaker = self._destination if told.speaker == self._real else told.speaker
                 self._owner.report(told.error, ip.parse(quoted), speaker, told.mtu)
         return bool(errors)
-
-
-@dataclass(frozen=True, slots=True)
-class _SocketError:
-    """An error that a socket was told of: what, by whom (None: this host), of which payload."""
-
-    error: Error
-    speaker: bytes | None
-    mtu: int
-    payload: bytes
-
-
-def _tell_errors(opened: socket.socket) -> None:
-    """Keep what ICMP says of this socket's packets, with the packets, for `read_errors`."""
-    if opened.family == socket.AF_INET:
-        opened.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-    else:
-        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-
-
-def _read_errors(opened: socket.socket) -> list[_SocketError]:
-    """What was kept since the last time."""
-    found: list[_SocketError] = []
-    for _ in range(_ERRORS_AT_ONCE):
-        try:
-            payload, ancillary, _, _ = opened.recvmsg(2048, 512, socket.MSG_ERRQUEUE)
-        except OSError:
-            break
-        for _, _, data in ancillary:
-            told = _parse_error(opened.family, data, payload)
-            if told:
-                found.append(told)
-    return found
-
-
-def _parse_error(family: int, data: bytes, payload: bytes) -> _SocketError | None:
-    """struct sock_extended_err with the offender's sockaddr behind it (linux/errqueue.h)."""
-    if len(data) < _EXTENDED_ERROR.size:
-        return None
-    number, origin, kind, code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
-    four = family == socket.AF_INET
-    error = error_of(number) if origin == _ORIGIN_LOCAL else _BY_TYPE.get((0 if four else 1, kind, code))
-    error = error or error_of(number)
-    if error is None:
-        return None
-    at = _EXTENDED_ERROR.size + (4 if four else 8)
-    speaker = data[at : at + (4 if four else 16)]
-    known = origin != _ORIGIN_LOCAL and any(speaker)
-    return _SocketError(error, speaker if known else None, info, payload)

@@ -6,6 +6,7 @@ UDP and ping, and for ping where the pod may not (`facts`). Nothing of it outliv
 """
 
 import socket
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,7 +33,8 @@ MAX_MEMORY = 256 << 20
 KEPT_DESCRIPTORS = 1100
 """For links and whatever else the manager opens."""
 _LEAST_MTU6 = 1280  # RFC 8200 section 5
-_COUNTERS = ("between_sessions", "manager", "destination", "flows", "flow_rate", "half_open", "socket")
+_COUNTERS = ("between_sessions", "manager", "destination", "flows", "flow_rate", "half_open", "socket", "ports",
+             "fragments", "queue", "unanswered")  # fmt: skip
 
 
 class SocketPlace:
@@ -53,7 +55,14 @@ class SocketPlace:
         """What turns the session's packets into sockets."""
         own = _packed(self.ipv4), _packed(self.ipv6)
         self._carrier = SocketCarrier(
-            link, on_frame, own, self._reach, self._exit.pool, offload=self._offload, mtu=self._exit.mtu
+            link,
+            on_frame,
+            own,
+            self._reach,
+            self._exit.pool,
+            offload=self._offload,
+            mtu=self._exit.mtu,
+            clock=self._exit.clock,
         )
         self._exit.watch(self._carrier)
         return self._carrier
@@ -84,8 +93,9 @@ class SocketExit:
         identity: str | None = None,
         max_flows: int = MAX_FLOWS,
         versions: Sequence[int] = (4, 6),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._versions = versions
+        self._versions, self.clock = versions, clock
         self._destinations = [destination(text) for text in destinations]
         identity = identity or socket.gethostname()
         self._pools = {4: AddressPool(SPACE4, identity), 6: AddressPool(SPACE6, identity)}
@@ -103,6 +113,7 @@ class SocketExit:
         netlink = RouteSocket()
         try:
             ways = ways_out(netlink.devices(), netlink.main_routes())
+            own = netlink.addresses()
         finally:
             netlink.close()
         self.mtu = ways.mtu
@@ -113,7 +124,8 @@ class SocketExit:
         self.families = {version: version in wanted and version not in self.reasons for version in (4, 6)}
         if not any(self.families.values()):
             raise PrivilegeError(f"the socket exit cannot be used: {'; '.join(self.reasons.values())}")
-        self._reach = Reach(self._destinations, self._taken.__contains__, {4: ping_permitted(4), 6: ping_permitted(16)})
+        ping = {4: ping_permitted(4), 6: ping_permitted(16)}
+        self._reach = Reach(self._destinations, self._taken.__contains__, ping, own)
 
     def close(self) -> None:
         """Nothing: sessions are closed by those who hold them."""

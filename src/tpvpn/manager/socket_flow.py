@@ -8,6 +8,8 @@ import asyncio
 import errno
 import socket
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from tpvpn.manager.outbox import Outbox
@@ -25,6 +27,10 @@ _BY_NUMBER = {
     errno.EACCES: Error.PROHIBITED,  # a `prohibit` route, or ICMPv6's code 1
     errno.ENOPROTOOPT: Error.PROTOCOL_UNREACHABLE,
     errno.EMSGSIZE: Error.TOO_BIG,
+}
+_FIELDS = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL, socket.IP_TOS),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, socket.IPV6_TCLASS),
 }
 
 
@@ -57,10 +63,13 @@ class Owner(Protocol):
     """The session, as its flows see it."""
 
     loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
     outbox: Outbox
     pool: Pool
     mtu: int
     offload: bool
+    dropped: Counter[str]
+    """Packets, by reason."""
 
     @property
     def congested(self) -> bool:
@@ -69,6 +78,14 @@ class Owner(Protocol):
 
     def pause(self, flow: Flow) -> None:
         """`flow.resume()` shall be called when the link takes packets again."""
+        ...
+
+    def watch(self, descriptor: int, failed: Callable[[], None]) -> None:
+        """`failed()` shall be called once when this connection has an error, or both sides have finished."""
+        ...
+
+    def unwatch(self, descriptor: int) -> None:
+        """No longer; harmless for one that is not watched."""
         ...
 
     def answered(self) -> None:
@@ -100,6 +117,19 @@ def family_of(address: bytes) -> socket.AddressFamily:
 def text_of(address: bytes) -> str:
     """The address in words, as `connect` wants it."""
     return socket.inet_ntop(family_of(address), address)
+
+
+def only_family(opened: socket.socket) -> None:
+    """Let no mapped IPv6 address lead to IPv4, where the policy has other rules."""
+    if opened.family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+def leave_as(opened: socket.socket, packet: ip.Packet) -> None:
+    """Let a socket's packets leave with the traffic class of the client's, and a hop less, as behind a router."""
+    level, hop_limit, traffic_class = _FIELDS[opened.family]
+    opened.setsockopt(level, hop_limit, packet.hop_limit - 1)
+    opened.setsockopt(level, traffic_class, packet.traffic_class)
 
 
 def error_of(number: int | None) -> Error | None:

@@ -14,17 +14,20 @@ It knows which event of one side is what on the other (the protocol itself is `p
     FIN                      <-  end of file
     RST                      ->  reset: closed with SO_LINGER 0
     RST                      <-  any error of the socket
+    keepalive                ->  a keepalive, and as often from then on
 """
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-import time
 
+from tpvpn.manager import local_ports
 from tpvpn.manager.outbox import Outbox
-from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, text_of
-from tpvpn.proto.tcp import ESTABLISHED, PEER_CLOSED, RESET, Connection, Limits, reset_for
+from tpvpn.manager.socket_errors import read_errors, tell_errors
+from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, only_family, text_of
+from tpvpn.proto.tcp import ESTABLISHED, KEEPALIVE, PEER_CLOSED, RESET, Connection, Limits, reset_for
 from tpvpn.wire import frame, ip, tcp
 
 BUFFER = 1 << 20
@@ -32,7 +35,11 @@ BUFFER = 1 << 20
 _AT_ONCE = 4
 """Reads in a row from a socket that has more, and segments in a turn: then others have theirs."""
 _MOST_PIECES = 512  # IOV_MAX is 1024
+_LONGEST_KEEPALIVE = 7200
+"""Seconds; the default of net.ipv4.tcp_keepalive_time, so that none is asked more rarely than before."""
 _RESET = struct.pack("ii", 1, 0)
+_REFUSALS = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
+"""The last two: a server that accepted and reset before we looked, the one before, the other after its FIN."""
 
 
 class TcpFlow(Flow):
@@ -43,14 +50,16 @@ class TcpFlow(Flow):
         self.half_open = True
         self._owner = owner
         self._syn = ip.parse(bytes(packet.data))  # an ICMP error quotes it
+        self._real = real
         source_port, port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
         self._writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=owner.offload)
-        headers = packet.header_length if packet.version == 6 else ip.HEADER_LENGTH4
+        headers = ip.HEADER_LENGTH6 if packet.version == 6 else ip.HEADER_LENGTH4
         mss = owner.mtu - headers - tcp.HEADER_LENGTH
         largest = (tcp.LARGEST_PACKET - headers - tcp.HEADER_LENGTH - tcp.TIMESTAMP_LENGTH) if owner.offload else 0
         self._connection = Connection(Limits(mss, largest, BUFFER, BUFFER))
         self._read_size = largest or 16 * mss
         self._held = 0
+        self._heard_at, self._keepalive = 0.0, 0
         self._ended = False
         self._reading = self._writing = self._paused = False
         self._client_finished = self._told_finished = self._cluster_finished = False
@@ -62,12 +71,13 @@ class TcpFlow(Flow):
             raise
 
     def _connect(self, real: bytes, port: int) -> None:
-        if len(real) == 16:  # a mapped address must not lead to IPv4, where the policy has other rules
-            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        only_family(self._socket)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the laptop has decided when to send
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tell_errors(self._socket)
+        leave_as(self._socket, self._syn)
         self._fd = self._socket.fileno()
-        number = self._socket.connect_ex((text_of(real), port))
+        number = local_ports.connect(self._socket, text_of(real), port)
         if number not in (0, errno.EINPROGRESS, errno.ECONNREFUSED):
             raise OSError(number, os.strerror(number))
         # A refusal that came at once is still there to be told by the same way as a later one.
@@ -78,13 +88,12 @@ class TcpFlow(Flow):
 
     def gives_way_to(self, segment: tcp.Segment) -> bool:
         """Whether a new connection from the same port begins, and this one has ended."""
-        return self._connection.gives_way_to(segment)
+        begins = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
+        return begins and (self._connection.is_closed or self._connection.gives_way_to(segment))
 
     def receive(self, segment: tcp.Segment, now: float) -> None:
         """Take a segment; `advance` comes when all that came together are there."""
-        if segment.payload and self._owner.pool.is_full and self._connection.readable:
-            return  # it is sent again when there is memory
-        self._connection.receive_segment(segment, now)
+        self._connection.receive_segment(segment, now, full=self._owner.pool.is_full)
 
     def advance(self, now: float) -> None:
         """Do what the segments brought, before their memory is used again."""
@@ -95,6 +104,9 @@ class TcpFlow(Flow):
             return
         if events & ESTABLISHED:
             self._read()
+        if events & KEEPALIVE:
+            self._keep_alive(now)
+        self._heard_at = now
         if connection.readable and not self._writing and not self.half_open:
             self._push()
         if events & PEER_CLOSED:
@@ -104,10 +116,19 @@ class TcpFlow(Flow):
         if self._told_finished and self._cluster_finished:
             self._close_socket()  # what is left is between the laptop and us
         connection.keep()
-        if self._paused and not self._owner.congested and connection.writable >= min(self._read_size, BUFFER // 4):
+        if self._paused and connection.writable >= min(self._read_size, BUFFER // 4):
             self._read()
         self._count()
         self._owner.wants_turn(self)
+
+    def _keep_alive(self, now: float) -> None:
+        """The laptop asks whether its peer is there: the socket asks too, and gives up by the same measure."""
+        seconds = min(round(now - self._heard_at), _LONGEST_KEEPALIVE)
+        if seconds and seconds != self._keepalive and self._socket.fileno() >= 0:
+            self._keepalive = seconds
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
+            # What is shorter than the silence so far is due at once (tcp_sock_set_keepidle_locked in net/ipv4/tcp.c).
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
 
     def write(self, outbox: Outbox, now: float) -> bool:
         """Put segments into the outbox: as many as there is room for."""
@@ -136,13 +157,21 @@ class TcpFlow(Flow):
     def _on_connected(self) -> None:
         self._owner.loop.remove_writer(self._fd)
         number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if self._refused_at_once or number == errno.ECONNREFUSED:
+        told = read_errors(self._socket) if number else []
+        if told:
+            self.end()
+            speaker = self._syn.destination if told[0].speaker == self._real else told[0].speaker
+            self._owner.report(told[0].error, self._syn, speaker)
+            return
+        if self._refused_at_once or number in _REFUSALS:
             self._connection.refuse()
         elif number:
             self._give_up(number)
             return
         else:
-            self._connection.accept(time.monotonic(), int.from_bytes(os.urandom(4), "big"))
+            tell_errors(self._socket, False)  # they would end an open connection
+            self._owner.watch(self._fd, self._on_failed)
+            self._connection.accept(self._owner.clock(), int.from_bytes(os.urandom(4), "big"))
         self._set_open()
         self._owner.wants_turn(self)
 
@@ -220,7 +249,7 @@ class TcpFlow(Flow):
     def _on_writable(self) -> None:
         self._push()
         if self._socket.fileno() >= 0:
-            self.advance(time.monotonic())
+            self.advance(self._owner.clock())
 
     def _shut_output(self) -> None:
         self._told_finished = True
@@ -229,8 +258,23 @@ class TcpFlow(Flow):
         except OSError:
             self._broken()
 
+    def _on_failed(self) -> None:
+        """The socket has an error: what came before it goes first, as far as there is room."""
+        if not self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return  # both sides have finished
+        self._stop_reading()
+        self._cluster_finished = True
+        connection = self._connection
+        with contextlib.suppress(OSError):
+            while (room := min(connection.writable, self._read_size)) and (data := self._socket.recv(room)):
+                connection.write(data)
+        self._owner.wants_turn(self)
+        self._owner.loop.call_soon(self._broken)
+
     def _broken(self) -> None:
         """The real connection is lost: so is the laptop's."""
+        if self._ended:
+            return
         self._connection.abort()
         self._close_socket()
         self._owner.wants_turn(self)
@@ -243,9 +287,7 @@ class TcpFlow(Flow):
             self._owner.answered()
 
     def _count(self) -> None:
-        if self._socket.fileno() < 0:
-            return
-        held = self._connection.readable + BUFFER - self._connection.writable
+        held = 0 if self._ended else self._connection.held
         self._owner.pool.used += held - self._held
         self._held = held
 
@@ -255,13 +297,12 @@ class TcpFlow(Flow):
             return
         self._owner.loop.remove_reader(self._fd)
         self._owner.loop.remove_writer(self._fd)
+        self._owner.unwatch(self._fd)
         self._reading = self._writing = False
         if not (self._told_finished and self._cluster_finished):
             self._cluster_finished = True
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._socket.close()
-        self._owner.pool.used -= self._held
-        self._held = 0
 
     def end(self) -> None:
         """Close the socket and be forgotten; the laptop is told nothing more."""
@@ -270,13 +311,16 @@ class TcpFlow(Flow):
         self._ended = True
         self._set_open()
         self._close_socket()
+        self._count()
         self._owner.forget(self)
 
 
-def write_reset(outbox: Outbox, packet: ip.Packet, segment: tcp.Segment, *, offload: bool) -> None:
-    """Answer a segment for which there is no connection (RFC 9293 section 3.10.7.1)."""
+def write_reset(outbox: Outbox, packet: ip.Packet, segment: tcp.Segment, *, offload: bool) -> bool:
+    """Answer a segment for which there is no connection (RFC 9293 section 3.10.7.1); whether it is answered."""
     answer = reset_for(segment)
-    if answer is not None and outbox.room:
-        source_port, port = tcp.ports(packet.payload)
-        writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=offload)
-        outbox.close_frame(writer.write(outbox.view, outbox.at + frame.HEADER_LENGTH, answer, len(packet.payload)))
+    if answer is None or not outbox.room:
+        return False
+    source_port, port = tcp.ports(packet.payload)
+    writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=offload)
+    outbox.close_frame(writer.write(outbox.view, outbox.at + frame.HEADER_LENGTH, answer, len(packet.payload)))
+    return True

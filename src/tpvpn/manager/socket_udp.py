@@ -20,8 +20,6 @@ class UdpFlow(DatagramFlow):
     def __init__(self, owner: Owner, key: bytes, packet: ip.Packet, real: bytes) -> None:
         self._client_port, self._port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
         opened = socket.socket(family_of(real), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        if len(real) == 16:  # a mapped address must not lead to IPv4, where the policy has other rules
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         super().__init__(owner, key, packet, real, opened, self._port, IDLE_DNS if self._port == _DNS else IDLE)
 
     def _answer(self, data: bytes) -> None:
@@ -40,6 +38,6 @@ def answered_key(quoted: ip.Bytes) -> bytes:
     four = bool(quoted) and quoted[0] >> 4 == 4
     at, source, protocol = ((quoted[0] & 15) * 4, quoted[12:16], 9) if four else (40, quoted[8:24], 6)
     ports = bytes(quoted[at : at + 4])
-    if len(ports) < 4 or quoted[protocol] != ip.UDP:
+    if len(ports) < 4 or at < ip.HEADER_LENGTH4 or quoted[protocol] != ip.UDP:
         return b""
     return bytes(source) + b"u" + ports[2:] + ports[:2]

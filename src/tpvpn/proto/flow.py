@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 _SHARE = 4
+_FEW = 64
 
 Key = TypeVar("Key")
 Flow = TypeVar("Flow")
@@ -107,7 +108,7 @@ class Timed:
     """What can be scheduled; `queued` belongs to `Timers`."""
 
     due: float | None = None
-    queued: float | None = None
+    queued: tuple[float, int] | None = None
 
 
 Item = TypeVar("Item", bound=Timed)
@@ -117,16 +118,34 @@ class Timers(Generic[Item]):
     """Items by the time at which they are due."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Item]] = []
+        self._heap: list[tuple[float, int]] = []
+        self._items: dict[int, Item] = {}
+        """By the number of their entry; one that is not here has been replaced or forgotten."""
         self._count = 0
 
     def schedule(self, item: Item, due: float | None) -> None:
         """It is due then and at no other time. One that is only moved on may have its `due` set instead."""
         item.due = due
-        if due is not None and (item.queued is None or due < item.queued):
-            item.queued = due
+        if due is not None and (item.queued is None or due < item.queued[0]):
+            self._take_out(item)
             self._count += 1
-            heapq.heappush(self._heap, (due, self._count, item))
+            item.queued = due, self._count
+            self._items[self._count] = item
+            heapq.heappush(self._heap, item.queued)
+
+    def forget(self, item: Item) -> None:
+        """It has ended: it is due no more, and not kept until it would have been."""
+        item.due = None
+        self._take_out(item)
+
+    def _take_out(self, item: Item) -> None:
+        if item.queued is None:
+            return
+        del self._items[item.queued[1]]
+        item.queued = None
+        if len(self._heap) > 2 * len(self._items) + _FEW:
+            self._heap = [entry for entry in self._heap if entry[1] in self._items]
+            heapq.heapify(self._heap)
 
     def next(self) -> float | None:
         """When to look again; perhaps nothing is due then."""
@@ -135,9 +154,10 @@ class Timers(Generic[Item]):
     def due(self, now: float) -> Iterator[Item]:
         """Those whose time has come, each once; they are scheduled no more."""
         while self._heap and self._heap[0][0] <= now:
-            queued, _, item = heapq.heappop(self._heap)
-            if queued != item.queued:
-                continue  # an earlier time took its place
+            _, number = heapq.heappop(self._heap)
+            item = self._items.pop(number, None)
+            if item is None:
+                continue
             item.queued = None
             if item.due is not None and item.due > now:
                 self.schedule(item, item.due)

@@ -70,19 +70,16 @@ class Reassembler:
 
     def _fits(self, parts: _Parts, packet: ip.Packet) -> bool:
         start, end = packet.fragment_offset, packet.fragment_offset + len(packet.payload)
+        if parts.end is not None and (end > parts.end or (not packet.more_fragments and end < parts.end)):
+            return False
+        if not packet.more_fragments and any(at + len(piece) > end for at, piece in parts.pieces.items()):
+            return False
         known = parts.pieces.get(start)
         if known is not None:
-            same_end = packet.more_fragments or parts.end in (None, end)
-            return len(known) == len(packet.payload) and same_end
-        if not packet.more_fragments and parts.end not in (None, end):
-            return False
-        if parts.end is not None and end > parts.end:
-            return False
+            return len(known) == len(packet.payload)
         if len(parts.pieces) >= MAX_PIECES:
             return False
-        return all(end <= at or at + len(piece) <= start for at, piece in parts.pieces.items()) and (
-            packet.more_fragments or all(at + len(piece) <= end for at, piece in parts.pieces.items())
-        )
+        return all(end <= at or at + len(piece) <= start for at, piece in parts.pieces.items())
 
     def _give_up(self, key: _Key) -> None:
         self.size -= self._waiting.pop(key).size

@@ -72,6 +72,18 @@ class Terms:
     linger: int = 0
     """Seconds for which the session outlives its last link."""
 
+    @property
+    def ping(self) -> dict[str, bool]:
+        """For each family that is carried whether ping is, of which `facts` may say that it is not."""
+        told: Any = self.facts.get("ping")
+        refused = [family for family in self.exit if isinstance(told, dict) and told.get(family) is False]  # pyright: ignore[reportUnknownMemberType]
+        return {family: family not in refused for family, kind in self.exit.items() if kind}
+
+    @property
+    def without_ping(self) -> str:
+        """The families that are carried and ping not, in words."""
+        return " and ".join(f"IPv{family[-1]}" for family, carried in self.ping.items() if not carried)
+
 
 class ClientHandshake:
     """The client's side: `receive` the greeting, send what that gives, `receive` the welcome; then `terms` is set."""

@@ -8,12 +8,17 @@ import enum
 import struct
 from typing import NamedTuple
 
+from tpvpn.errors import ProtocolError
+
 HEADER_LENGTH = 10
 _FORMAT = struct.Struct("<BBHHHH")
 
 NEEDS_CHECKSUM = 1
 GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP = 0, 1, 4, 5
 GSO_ECN = 0x80
+_TCP = 6
+_CUT = {GSO_TCP4: (4, _TCP), GSO_TCP6: (6, _TCP)}
+"""IP version and protocol of what a receiver without UDP's offloads takes uncut."""
 
 
 class Offload(enum.IntFlag):
@@ -60,6 +65,20 @@ class Header(NamedTuple):
     def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> "Header":
         """The header at `offset`; struct.error when fewer than 10 bytes are there."""
         return cls(*_FORMAT.unpack_from(data, offset))
+
+    def leaves_checksum(self, version: int, protocol: int, length: int) -> bool:
+        """Whether a packet's checksum was left to the receiver, who agreed on no offloads but TCP's.
+
+        ProtocolError for what a kernel refuses too (virtio_net_hdr_to_skb in linux/virtio_net.h).
+        """
+        kind = self.gso_type & ~GSO_ECN
+        if kind != GSO_NONE and (not self.gso_size or _CUT.get(kind) != (version, protocol)):
+            raise ProtocolError(f"a virtio-net header that cuts protocol {protocol} as {kind} by {self.gso_size}")
+        if not self.flags & NEEDS_CHECKSUM:
+            return False
+        if self.checksum_start + self.checksum_offset + 2 > length:
+            raise ProtocolError(f"a virtio-net header whose checksum is beyond a packet of {length} bytes")
+        return True
 
 
 EMPTY = bytes(HEADER_LENGTH)

@@ -10,7 +10,7 @@ How it is used (manager/socket_exit is the one that does):
     connection.accept(now, iss)                 # the real connect succeeded: SYN-ACK is to be sent
     connection.refuse()                         # … or was refused: RST is to be sent
     connection.receive_segment(segment, now)    # any number of them, then:
-    connection.take_events()                    # bits: ESTABLISHED READABLE WRITABLE PEER_CLOSED RESET CLOSED
+    connection.take_events()                    # bits: ESTABLISHED READABLE WRITABLE PEER_CLOSED RESET CLOSED KEEPALIVE
     connection.readable                         # bytes in order that the application has not taken
     connection.peek() -> list[memoryview]       # these bytes, for socket.sendmsg: views, not copies
     connection.consume(n)                       # the first n are taken: the window opens
@@ -31,11 +31,12 @@ Call `segments_to_send` once after a batch of segments, not after each: acknowle
 
 from tpvpn.proto.tcp.connection import Connection
 from tpvpn.proto.tcp.reset import reset_for
-from tpvpn.proto.tcp.state import CLOSED, ESTABLISHED, PEER_CLOSED, READABLE, RESET, WRITABLE, Limits, State
+from tpvpn.proto.tcp.state import CLOSED, ESTABLISHED, KEEPALIVE, PEER_CLOSED, READABLE, RESET, WRITABLE, Limits, State
 
 __all__ = [
     "CLOSED",
     "ESTABLISHED",
+    "KEEPALIVE",
     "PEER_CLOSED",
     "READABLE",
     "RESET",

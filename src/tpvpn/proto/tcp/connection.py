@@ -18,6 +18,7 @@ from tpvpn.proto.tcp.state import (
     AFTER_THEIR_FIN,
     CLOSED,
     ESTABLISHED,
+    KEEPALIVE,
     MAY_WRITE,
     OPENING,
     PEER_CLOSED,
@@ -60,10 +61,9 @@ class Connection:
         self.dropped = 0
         """Segments that did not belong, or came too often."""
         self._limits = limits
-        self._events = 0
+        self._events, self._opened_at = 0, 0.0
         self._immediate: list[Segment] = []
         self._requested = self._syn_due = self._full = False
-        self._opened_at = 0.0
         self._time_wait_at: float | None = None
         self._challenges = Challenges()
         options = self._options = Options(limits)
@@ -105,10 +105,8 @@ class Connection:
         self._open(State.SYN_SENT, now, iss)
 
     def _open(self, state: State, now: float, iss: int) -> None:
-        self.state = state
-        self._opened_at = now
+        self.state, self._opened_at, self._syn_due = state, now, True
         self._sender = Sender(iss, self.send_mss, self._limits.largest or self.send_mss)
-        self._syn_due = True
 
     def _take_syn(self, segment: Segment, now: float) -> None:
         options, limits = self._options, self._limits
@@ -147,8 +145,8 @@ class Connection:
 
     # -- what comes ----------------------------------------------------------------------------------------------------
 
-    def receive_segment(self, segment: Segment, now: float) -> None:
-        """Take a segment of this connection."""
+    def receive_segment(self, segment: Segment, now: float, *, full: bool = False) -> None:
+        """Take a segment of this connection; `full`: there is no memory for payload that cannot go on at once."""
         if self.state in UNSYNCHRONIZED:
             if self.state is State.LISTEN:
                 self._receive_in_listen(segment, now)
@@ -172,8 +170,7 @@ class Connection:
         if segment.timestamp is not None and seq <= receiver.last_ack:
             self._options.note(segment.timestamp, now)
         if self._receive_ack(segment, seq, now) and occupied and self.state in AFTER_THEIR_FIN:
-            view = payload if isinstance(payload, memoryview) else memoryview(payload)
-            if receiver.receive(seq, view, fin=flags & FIN != 0, now=now):
+            if receiver.receive(seq, memoryview(payload), fin=flags & FIN != 0, now=now, full=full):
                 self._events |= READABLE
             if receiver.fin_received:
                 self._events |= PEER_CLOSED
@@ -201,6 +198,8 @@ class Connection:
             if self._time_wait_at is not None:
                 self._time_wait_at = now + TIME_WAIT
         else:  # a keepalive or a window probe, or no one's: two ends must not answer each other for ever
+            if self._receiver.edge > self._receiver.nxt and segment.seq == self._receiver.nxt - 1 & _MASK:
+                self._events |= KEEPALIVE
             self._challenge(now)
 
     def _receive_unusual(self, flags: int, seq: int, now: float) -> None:
@@ -214,8 +213,7 @@ class Connection:
 
     def _challenge(self, now: float) -> None:
         self.dropped += 1
-        if self._challenges.may_answer(now):
-            self._receiver.ack_due = True
+        self._receiver.ack_due |= self._challenges.may_answer(now)
 
     def _receive_ack(self, segment: Segment, seq: int, now: float) -> bool:
         """The segment's ACK field; whether the rest of the segment may be used."""
@@ -292,6 +290,11 @@ class Connection:
         self._receiver.keep()
 
     @property
+    def held(self) -> int:
+        """Bytes of memory in its buffers."""
+        return self._receiver.held + len(self._sender.buffer)
+
+    @property
     def writable(self) -> int:
         """Bytes that `write` takes; 0 until there is room for a worthwhile piece, then WRITABLE is an event."""
         if self._full or self._sender.is_finishing or self.state not in MAY_WRITE:
@@ -305,9 +308,8 @@ class Connection:
         if data:
             buffer = self._sender.buffer
             buffer.append(data if isinstance(data, bytes) else bytes(data))
-            self._full = self._limits.send_buffer - len(buffer) < min(
-                self._sender.largest, self._limits.send_buffer // 4
-            )
+            least = min(self._sender.largest, self._limits.send_buffer // 4)
+            self._full = self._limits.send_buffer - len(buffer) < least
 
     def shutdown_write(self) -> None:
         """Send FIN behind what was written; the other direction goes on."""
@@ -327,8 +329,7 @@ class Connection:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` is due; None: not before something else happens."""
-        first = self._sender.timer_at
-        ack_at = self._receiver.ack_at
+        first, ack_at = self._sender.timer_at, self._receiver.ack_at
         if ack_at is not None and (first is None or ack_at < first):
             first = ack_at
         return first if self._time_wait_at is None else self._time_wait_at
@@ -393,8 +394,7 @@ class Connection:
 
     def _syn(self, now: float) -> Segment:
         """SYN, or SYN and ACK; it comes again until it is answered."""
-        sender, receiver = self._sender, self._receiver
-        self._syn_due = False
+        sender, receiver, self._syn_due = self._sender, self._receiver, False
         sender.timer_at = now + sender.rto.value
         ack = receiver.nxt & _MASK if self.state is State.SYN_RECEIVED else None
         return self._options.syn(sender.una & _MASK, ack, min(receiver.capacity, 0xFFFF), now)

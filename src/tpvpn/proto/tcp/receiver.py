@@ -18,6 +18,8 @@ _MAX_RANGES = 24
 """Told at once; more are told when these are filled."""
 _MAX_PARTS = 1024
 """Pieces out of order; more come only from a peer that sends a byte at a time."""
+_PART = 128
+"""Bytes of memory that such a piece takes besides what is in it."""
 
 
 class Receiver:
@@ -29,6 +31,7 @@ class Receiver:
         "_latest",
         "_owned",
         "_parts",
+        "_parts_held",
         "_queue",
         "_received_at",
         "_scale",
@@ -57,6 +60,7 @@ class Receiver:
         self.ack_at: float | None = None
         self._queue: list[memoryview] = []
         self._parts: list[tuple[int, bytes]] = []
+        self._parts_held = 0
         self._consumed = False
         self._owned = 0
         self._latest = 0
@@ -65,8 +69,18 @@ class Receiver:
 
     # -- what comes ----------------------------------------------------------------------------------------------------
 
-    def receive(self, position: int, payload: memoryview, *, fin: bool, now: float) -> int:
-        """Take a segment's payload; how many bytes became readable."""
+    @property
+    def held(self) -> int:
+        """Bytes of memory in use."""
+        return self.queued + self._parts_held
+
+    def receive(self, position: int, payload: memoryview, *, fin: bool, now: float, full: bool) -> int:
+        """Take a segment's payload; how many bytes became readable.
+
+        When memory is full, only what the application may take at once: the rest is not acknowledged and comes again.
+        """
+        if full and payload and (self.queued or position > self.nxt):
+            return 0
         end = position + len(payload)
         if fin and self.nxt <= end < max(self.edge, self.nxt + 1) and self.fin_at in (None, end):
             self.fin_at = end
@@ -91,6 +105,7 @@ class Receiver:
             self.fin_received = self.ack_due = True
             self.nxt += 1
             self._parts.clear()
+            self._parts_held = 0
         return self.nxt - before - self.fin_received if self.nxt > before else 0
 
     def _append(self, payload: memoryview) -> None:
@@ -117,6 +132,7 @@ class Receiver:
             end = min(end, parts[index][0])
         if start < end and len(parts) < _MAX_PARTS:
             parts.insert(index, (start, bytes(payload[start - position : end - position])))
+            self._parts_held += end - start + _PART
             self._latest = start
 
     def _take_parts(self) -> None:
@@ -127,6 +143,7 @@ class Receiver:
                 break
             if position + len(data) > self.nxt:
                 self._append(memoryview(data)[self.nxt - position :])
+            self._parts_held -= len(data) + _PART
             taken += 1
         del self._parts[:taken]
 

@@ -36,7 +36,7 @@ OPENING = 60.0
 TIME_WAIT = 2.0
 """Seconds; the link keeps no packet for longer, and the laptop's next connection from this port must not wait."""
 
-ESTABLISHED, READABLE, WRITABLE, PEER_CLOSED, RESET, CLOSED = 1, 2, 4, 8, 16, 32
+ESTABLISHED, READABLE, WRITABLE, PEER_CLOSED, RESET, CLOSED, KEEPALIVE = 1, 2, 4, 8, 16, 32, 64
 """What `Connection.take_events` tells, as bits. RESET: by the peer, or because it no longer answers."""
 
 
