@@ -44,7 +44,9 @@ STANDARD_LIBRARY_ONLY = (
     "nfnetlink",
     "link",
     "pump",
-    "transport",
+    "transport.stream",
+    "transport.tcp",
+    "transport.upgrade",
     "manager",
 )
 

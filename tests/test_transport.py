@@ -18,7 +18,7 @@ from pod import inside, namespace
 from tpvpn.errors import ManagerError, UsageError
 from tpvpn.transport import tcp
 from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
-from tpvpn.transport.tcp import Endpoint, dial, parse_endpoint, resolve
+from tpvpn.transport.tcp import Direct, Endpoint, parse_endpoint
 from tpvpn.transport.upgrade import MAX_HEAD
 
 Handler = Callable[[socket.socket], None]
@@ -123,7 +123,8 @@ def dialled(place: str, endpoint: Endpoint, *addresses: str) -> bytes:
     """Dial, and give back what came early."""
 
     async def scenario() -> bytes:
-        stream, early = await dial(endpoint, list(addresses) or await resolve(endpoint))
+        transport = Direct(endpoint)
+        stream, early = await transport.dial(list(addresses) or await transport.resolve())
         stream.close()
         return early
 

@@ -18,7 +18,7 @@ from tpvpn.lab.topology import PODS, PODS6, SERVICES
 from tpvpn.proto import message
 from tpvpn.proto.session import Offer, Terms
 from tpvpn.transport.stream import Stream
-from tpvpn.transport.tcp import dial, parse_endpoint
+from tpvpn.transport.tcp import Direct, parse_endpoint
 from tpvpn.tun import Tun, open_tun
 from tpvpn.tunnel import Tunnel, shake_hands
 from tpvpn.wire import frame, vnet
@@ -203,7 +203,7 @@ def manager(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mana
 async def connected(manager: Manager, laptop: str) -> AsyncIterator[Tunnel]:
     """A tunnel from the laptop, with both pools of virtual subnets routed into it."""
     endpoint = parse_endpoint(f"tcp://{manager.authority}")
-    stream, early = await dial(endpoint, [manager.address[0]])
+    stream, early = await Direct(endpoint).dial([manager.address[0]])
     offer = Offer("laptop", offloads=vnet.names(Offload.ALL))
     terms, early = await shake_hands(stream, early, manager.token, offer)
     ends: list[TpvpnError] = []

@@ -6,13 +6,12 @@ the kernel goes through the helper, which undoes it when this process ends, howe
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tpvpn.errors import LinkLostError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
@@ -22,7 +21,6 @@ from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request
 from tpvpn.router import Router
 from tpvpn.transport.stream import Stream
-from tpvpn.transport.tcp import Endpoint, dial, resolve
 from tpvpn.tunnel import Tunnel, shake_hands
 from tpvpn.wire import vnet
 
@@ -36,9 +34,35 @@ class Settings:
 
     name: str
     client: str
-    endpoint: Endpoint
+    transport: "Transport"
     token: bytes
     request: Request
+
+
+class Transport(Protocol):
+    """A way to a byte stream to the manager."""
+
+    @property
+    def name(self) -> str:
+        """As a user knows it."""
+        ...
+
+    @property
+    def purpose(self) -> str:
+        """What the addresses that it dials are, which must stay out of the tunnel."""
+        ...
+
+    async def resolve(self) -> list[str]:
+        """The addresses to dial. Errors: ManagerError, ClusterError."""
+        ...
+
+    def warning(self, addresses: list[str]) -> str | None:
+        """What a user should know before it is used."""
+        ...
+
+    async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]:
+        """A stream on which frames may begin, and the bytes that came early. Errors: ManagerError, ClusterError."""
+        ...
 
 
 class Engine:
@@ -56,8 +80,9 @@ class Engine:
         """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
         async with contextlib.AsyncExitStack() as stack:
             changes = stack.enter_context(Changes())
-            addresses = await resolve(self._settings.endpoint)
-            dialled = [(Prefix.host(one.partition("%")[0]), "the manager") for one in addresses]
+            transport = self._settings.transport
+            addresses = await transport.resolve()
+            dialled = [(Prefix.host(one.partition("%")[0]), transport.purpose) for one in addresses]
             await self._router.look(self._settings.name, dialled)
             await stack.enter_async_context(self._helped())
             await self._router.look_closer(self._helper, self._claimed)
@@ -79,16 +104,13 @@ class Engine:
 
     async def _reach_manager(self, stack: contextlib.AsyncExitStack, addresses: list[str]) -> tuple[Stream, bytes]:
         settings = self._settings
-        beyond = [address for address in addresses if not ipaddress.ip_address(address.partition("%")[0]).is_loopback]
-        if beyond and not settings.endpoint.tls:
-            self._say(
-                "warning: tcp:// protects the opening of the session, not its traffic: use tls:// where it matters"
-            )
-        stream, early = await dial(settings.endpoint, addresses)
+        if warning := settings.transport.warning(addresses):
+            self._say(f"warning: {warning}")
+        stream, early = await settings.transport.dial(addresses)
         stack.callback(stream.close)
         offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
         self._terms, early = await shake_hands(stream, early, settings.token, offer)
-        self._say(f"manager {self._terms.pod} at {settings.endpoint.authority} took us in")
+        self._say(f"manager {self._terms.pod} took us in by {settings.transport.name}")
         if silent := self._terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
         return stream, early
@@ -138,7 +160,7 @@ class Engine:
             "since": self._since.isoformat(timespec="seconds"),
             "pid": os.getpid(),
             "manager": {
-                "endpoint": self._settings.endpoint.url,
+                "endpoint": self._settings.transport.name,
                 "pod": terms.pod,
                 "session": terms.session,
                 "exit": terms.exit,

@@ -163,7 +163,7 @@ class Command:
 def _settings(arguments: argparse.Namespace) -> "Settings":
     """What the options ask for; UsageError when they make no sense."""
     from tpvpn.engine import Settings
-    from tpvpn.transport.tcp import parse_endpoint
+    from tpvpn.transport.tcp import Direct, parse_endpoint
 
     request = routing(arguments)
     flags = ("--manager", "--token-file", "--tls-pin")
@@ -176,7 +176,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     return Settings(
         name=arguments.name,
         client=socket.gethostname(),
-        endpoint=parse_endpoint(arguments.manager, arguments.tls_pin),
+        transport=Direct(parse_endpoint(arguments.manager, arguments.tls_pin)),
         token=_token(arguments.token_file),
         request=replace(request, policy=replace(request.policy, given=(*request.policy.given, *given))),
     )

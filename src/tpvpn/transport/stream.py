@@ -79,14 +79,15 @@ class Stream:
 
 
 class TlsStream(Stream):
-    """A TLS connection whose handshake is done."""
+    """A TLS connection whose handshake is done; `certificate` is the manager's, None where another holds the TLS."""
 
-    def __init__(self, connected: ssl.SSLSocket, certificate: bytes) -> None:
+    def __init__(self, connected: ssl.SSLSocket, certificate: bytes | None) -> None:
         super().__init__(connected)
         self._tls = connected
         self._recv_record = connected.recv_into
         self.recv_into = self._recv_records
-        self.certificate_hash = hashlib.sha256(certificate).digest()
+        if certificate is not None:
+            self.certificate_hash = hashlib.sha256(certificate).digest()
 
     def pending(self) -> int:
         return self._tls.pending()

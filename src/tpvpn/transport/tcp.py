@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import struct
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tpvpn.errors import ManagerError, UsageError
@@ -75,23 +76,59 @@ def _parse_pin(pin: str) -> bytes:
     return bytes.fromhex(digits)
 
 
-async def resolve(endpoint: Endpoint) -> list[str]:
-    """All addresses of the endpoint's host, in the order to try; ManagerError when there are none."""
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """The transport to a manager that listens where the laptop reaches it."""
+
+    endpoint: Endpoint
+
+    @property
+    def name(self) -> str:
+        """The manager's URL."""
+        return self.endpoint.url
+
+    @property
+    def purpose(self) -> str:
+        """What the addresses are, which must stay out of the tunnel."""
+        return "the manager"
+
+    async def resolve(self) -> list[str]:
+        """All addresses of the endpoint's host, in the order to try; ManagerError when there are none."""
+        return await resolve(self.endpoint.host, self.endpoint.port, "the manager")
+
+    def warning(self, addresses: list[str]) -> str | None:
+        """What a user should know of this transport before its use."""
+        beyond = any(not ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+        if self.endpoint.tls or not beyond:
+            return None
+        return "tcp:// protects the opening of the session, not its traffic: use tls:// where it matters"
+
+    async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]:
+        """A stream on which frames may begin, and the bytes that came early. ManagerError says what went wrong."""
+        return await first(
+            addresses, lambda address: _dial(self.endpoint, address), f"the manager at {self.endpoint.authority}"
+        )
+
+
+async def resolve(host: str, port: int, whose: str) -> list[str]:
+    """All addresses of a host, in the order to try; ManagerError when there are none."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is no name"
-        raise ManagerError(f"cannot find the manager's host {endpoint.host!r}: {reason or error}") from error
+        raise ManagerError(f"cannot find {whose}'s host {host!r}: {reason or error}") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-async def dial(endpoint: Endpoint, addresses: list[str]) -> tuple[Stream, bytes]:
-    """A stream on which frames may begin, and the bytes that came early. ManagerError with what every address said."""
+async def first(
+    addresses: list[str], dial: Callable[[str], Awaitable[tuple[Stream, bytes]]], whom: str
+) -> tuple[Stream, bytes]:
+    """What dialling the first address that answers gives. ManagerError with what every address said."""
     failures: list[str] = []
     for address in addresses:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                return await _dial(endpoint, address)
+                return await dial(address)
         except TimeoutError:
             failures.append(f"{address} did not answer within {CONNECT_TIMEOUT:.0f} s")
         except ssl.SSLError as error:
@@ -99,28 +136,37 @@ async def dial(endpoint: Endpoint, addresses: list[str]) -> tuple[Stream, bytes]
         except OSError as error:  # asyncio puts words of its own into strerror
             failures.append(f"{address}: {os.strerror(error.errno) if error.errno else error}")
     raise ManagerError(
-        f"cannot reach the manager at {endpoint.authority}: {'; '.join(failures)}. Check that it runs and that no "
-        "firewall is in between"
+        f"cannot reach {whom}: {'; '.join(failures)}. Check that it runs and that no firewall is in between"
     )
 
 
 async def _dial(endpoint: Endpoint, address: str) -> tuple[Stream, bytes]:
-    family = socket.AF_INET6 if ipaddress.ip_address(address.partition("%")[0]).version == 6 else socket.AF_INET
-    connecting = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    stream = Stream(connecting)
+    connected = await connect(address, endpoint.port)
+    stream = Stream(connected)
     try:
-        tune(connecting)
-        await asyncio.get_running_loop().sock_connect(connecting, (address, endpoint.port))
-        if fit_to_path(connecting):
-            # Without BBR's pacing the laptop sends a third more, where nothing is lost (docs/decisions.md).
-            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         if endpoint.tls:
-            stream = await _secure(endpoint, connecting)
+            stream = await _secure(endpoint, connected)
         return stream, await upgrade(stream, endpoint.authority)
     except BaseException:
         stream.close()
+        connected.close()
+        raise
+
+
+async def connect(address: str, port: int) -> socket.socket:
+    """A connection for a link to be; OSError."""
+    family = socket.AF_INET6 if ipaddress.ip_address(address.partition("%")[0]).version == 6 else socket.AF_INET
+    connecting = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        tune(connecting)
+        await asyncio.get_running_loop().sock_connect(connecting, (address, port))
+        if fit_to_path(connecting):
+            # Without BBR's pacing the laptop sends a third more, where nothing is lost (docs/decisions.md).
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    except BaseException:
         connecting.close()
         raise
+    return connecting
 
 
 async def _secure(endpoint: Endpoint, connected: socket.socket) -> TlsStream:

@@ -3,6 +3,8 @@
 It knows nothing of frames: it ends where they begin, and hands over the bytes that came early.
 """
 
+from collections.abc import Mapping
+
 from tpvpn.errors import ManagerError
 from tpvpn.proto.message import printable
 from tpvpn.transport.stream import Stream
@@ -13,21 +15,29 @@ MAX_HEAD = 8192
 """Bytes of a request's or a response's head."""
 
 
-async def upgrade(stream: Stream, authority: str, path: str = PATH) -> bytes:
+class RefusedUpgradeError(ManagerError):
+    """Another answer than 101: its `status`, and the beginning of its `body`."""
+
+    def __init__(self, text: str, status: int, body: bytes) -> None:
+        super().__init__(text)
+        self.status, self.body = status, body
+
+
+async def upgrade(stream: Stream, authority: str, path: str = PATH, headers: Mapping[str, str] | None = None) -> bytes:
     """Ask for the protocol; the bytes that came behind the 101. ManagerError when the other end is no tpvpn manager."""
-    await stream.send_all(
-        f"GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n".encode()
-    )
+    fields = {"Host": authority, "Connection": "Upgrade", "Upgrade": PROTOCOL} | dict(headers or {})
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    await stream.send_all("\r\n".join(lines).encode())
     head, early = await _head(stream, authority)
-    line, *fields = head.decode("latin-1").split("\r\n")
+    line, *answered = head.decode("latin-1").split("\r\n")
     version, _, rest = line.partition(" ")
     if not version.startswith("HTTP/1."):
         raise ManagerError(f"{authority} is no tpvpn manager: it answered {printable(line, 60)!r} instead of HTTP")
     if not rest.startswith("101"):
-        raise ManagerError(
-            f"{authority} is no tpvpn manager, or not on this port: it answered HTTP {printable(rest, 60)}"
-        )
-    if not any(field.lower().replace(" ", "") == f"upgrade:{PROTOCOL}" for field in fields):
+        words = f"{authority} is no tpvpn manager, or not on this port: it answered HTTP {printable(rest, 60)}"
+        status = int(rest[:3]) if rest[:3].isdecimal() else 0
+        raise RefusedUpgradeError(words, status, early + await _body(stream, answered, len(early)))
+    if not any(field.lower().replace(" ", "") == f"upgrade:{PROTOCOL}" for field in answered):
         raise ManagerError(f"{authority} is no tpvpn manager: it switched to another protocol")
     return early
 
@@ -46,3 +56,16 @@ async def _head(stream: Stream, authority: str) -> tuple[bytes, bytes]:
             raise ManagerError(f"{authority} is no tpvpn manager: it answered {shown!r} instead of HTTP")
     head, _, early = data.partition(b"\r\n\r\n")
     return head, early
+
+
+async def _body(stream: Stream, fields: list[str], have: int) -> bytes:
+    """What is missing of a body whose length is told and small."""
+    lengths = [field.partition(":")[2].strip() for field in fields if field.lower().startswith("content-length:")]
+    missing = int(lengths[0]) - have if lengths and lengths[0].isdecimal() else 0
+    data = b""
+    while 0 < missing - len(data) <= MAX_HEAD:
+        more = await stream.receive(MAX_HEAD)
+        if not more:
+            break
+        data += more
+    return data
