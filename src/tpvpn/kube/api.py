@@ -85,17 +85,19 @@ class Cluster:
         """Close its connections."""
         await self._client.close()
 
-    async def headers(self) -> dict[str, str]:
+    async def headers(self) -> list[tuple[str, str]]:
         """Who we are, in HTTP headers, with credentials that are valid now."""
         if self._loader:
             with _short_lived_files():
                 await self._log_in()
         return await self._identity()
 
-    async def _identity(self) -> dict[str, str]:
+    async def _identity(self) -> list[tuple[str, str]]:
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
-        headers = {"User-Agent": "tpvpn", "Accept": "application/json"} | ({"Authorization": token} if token else {})
-        return headers | ({"Impersonate-User": self._access.user} if self._access.user else {})
+        headers = [("User-Agent", "tpvpn"), ("Accept", "application/json")]
+        headers += [("Authorization", token)] if token else []
+        headers += [("Impersonate-User", self._access.user)] if self._access.user else []
+        return headers + [("Impersonate-Group", group) for group in self._access.groups]
 
     async def _log_in(self) -> None:
         from kubernetes_asyncio.config import ConfigException
@@ -155,14 +157,12 @@ class Cluster:
         body: object,
         query: Mapping[str, str] | None,
         content_type: str,
-        identity: Mapping[str, str],
+        identity: list[tuple[str, str]],
     ) -> tuple[int, bytes]:
         import aiohttp
         from multidict import CIMultiDict
 
-        headers: Any = CIMultiDict({**identity, "Content-Type": content_type})
-        for group in self._access.groups:
-            headers.add("Impersonate-Group", group)
+        headers: Any = CIMultiDict([*identity, ("Content-Type", content_type)])
         try:
             client: Any = self._client.rest_client
             answer = await client.request(

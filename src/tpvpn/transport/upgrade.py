@@ -3,7 +3,7 @@
 It knows nothing of frames: it ends where they begin, and hands over the bytes that came early.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from tpvpn.errors import ManagerError
 from tpvpn.proto.message import printable
@@ -23,10 +23,10 @@ class RefusedUpgradeError(ManagerError):
         self.status, self.body = status, body
 
 
-async def upgrade(stream: Stream, authority: str, path: str = PATH, headers: Mapping[str, str] | None = None) -> bytes:
+async def upgrade(stream: Stream, authority: str, path: str = PATH, headers: Sequence[tuple[str, str]] = ()) -> bytes:
     """Ask for the protocol; the bytes that came behind the 101. ManagerError when the other end is no tpvpn manager."""
-    fields = {"Host": authority, "Connection": "Upgrade", "Upgrade": PROTOCOL} | dict(headers or {})
-    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    fields = [("Host", authority), ("Connection", "Upgrade"), ("Upgrade", PROTOCOL), *headers]
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), "", ""]
     await stream.send_all("\r\n".join(lines).encode())
     head, early = await _head(stream, authority)
     line, *answered = head.decode("latin-1").split("\r\n")
