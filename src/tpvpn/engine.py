@@ -35,7 +35,6 @@ class Settings:
     name: str
     client: str
     transport: "Transport"
-    token: bytes
     request: Request
 
 
@@ -54,6 +53,11 @@ class Transport(Protocol):
 
     async def resolve(self) -> list[str]:
         """The addresses to dial. Errors: ManagerError, ClusterError."""
+        ...
+
+    @property
+    def token(self) -> bytes:
+        """What proves to the manager who we are; known once it has dialled."""
         ...
 
     def warning(self, addresses: list[str]) -> str | None:
@@ -109,7 +113,7 @@ class Engine:
         stream, early = await settings.transport.dial(addresses)
         stack.callback(stream.close)
         offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
-        self._terms, early = await shake_hands(stream, early, settings.token, offer)
+        self._terms, early = await shake_hands(stream, early, settings.transport.token, offer)
         self._say(f"manager {self._terms.pod} took us in by {settings.transport.name}")
         if silent := self._terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")

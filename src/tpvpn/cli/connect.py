@@ -7,17 +7,20 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
-from tpvpn.cli.routing import add_routing_flags, routing
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, manager_options
+from tpvpn.cli.routing import add_routing_flags, given, routing
 from tpvpn.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
     from tpvpn.engine import Settings
+    from tpvpn.transport.tcp import Direct
 
 
 def add_parser(commands: Commands) -> None:
@@ -28,9 +31,13 @@ def add_parser(commands: Commands) -> None:
         description="Give this laptop the cluster's subnets until Ctrl-C, `tpvpn quit`, or the end of CMD.",
     )
     manager = parser.add_argument_group("manager")
-    manager.add_argument("--manager", metavar="URL", required=True, help="tcp://HOST:PORT or tls://HOST:PORT")
+    manager.add_argument(
+        "--manager", metavar="URL", help="tcp://HOST:PORT or tls://HOST:PORT (default: one in the cluster)"
+    )
     manager.add_argument("--token-file", metavar="F", help="file with a line `name: token` that the manager knows")
     manager.add_argument("--tls-pin", metavar="sha256:…", help="SHA-256 of the manager's certificate")
+    add_manager_flags(manager)
+    add_cluster_flags(parser)
     add_routing_flags(parser)
     parser.add_argument("--name", default="default", help="name of the session (default: default)")
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
@@ -61,27 +68,37 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
         return started or await start_helper()
 
     try:
-        stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        command = Command(argv, stopped)
-        _handle_signals(command, stopped)
-        engine, ready = Engine(_settings(arguments), helper, _say), asyncio.Event()
-        running = asyncio.create_task(engine.run(ready))
-        if await _first(asyncio.create_task(ready.wait()), running, stopped):
-            async with control.serving(engine.directory, engine.status, partial(_stop, stopped, 0)):
-                _announce(arguments.ready_fd)
-                command.start()
-                await _first(running, stopped)
-                await command.end()
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
-        return stopped.result()
+        async with contextlib.AsyncExitStack() as stack:
+            stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            command = Command(argv, stopped)
+            _handle_signals(command, stopped)
+            preparing = asyncio.create_task(_settings(arguments, stack))
+            if not await _first(preparing, stopped):
+                await _cancel(preparing)
+                return stopped.result()
+            engine, ready = Engine(preparing.result(), helper, _say), asyncio.Event()
+            running = asyncio.create_task(engine.run(ready))
+            if await _first(asyncio.create_task(ready.wait()), running, stopped):
+                async with control.serving(engine.directory, engine.status, partial(_stop, stopped, 0)):
+                    _announce(arguments.ready_fd)
+                    command.start()
+                    await _first(running, stopped)
+                    await command.end()
+            await _cancel(running)
+            return stopped.result()
     except ConflictError as error:
         print(error.report, file=sys.stderr)
         raise
     finally:
         if started:
             await started.close()
+
+
+async def _cancel(task: "asyncio.Task[Any]") -> None:
+    """End a task, if it has not ended; an error of its own is raised."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def _first(hoped: "asyncio.Future[Any]", *others: "asyncio.Future[Any]") -> bool:
@@ -160,26 +177,50 @@ class Command:
             await self._running
 
 
-def _settings(arguments: argparse.Namespace) -> "Settings":
-    """What the options ask for; UsageError when they make no sense."""
-    from tpvpn.engine import Settings
-    from tpvpn.transport.tcp import Direct, parse_endpoint
+async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitStack) -> "Settings":
+    """What the options ask for, and what they leave to the cluster.
 
-    request = routing(arguments)
-    flags = ("--manager", "--token-file", "--tls-pin")
-    given = [
-        word
-        for flag, value in zip(flags, (arguments.manager, arguments.token_file, arguments.tls_pin), strict=True)
-        if value
-        for word in (flag, value)
-    ]
+    Errors: UsageError when they make no sense, ClusterError when the cluster is needed and not to be reached.
+    """
+    from tpvpn.engine import Settings
+
+    subnets, transport = given(arguments), _direct(arguments)
+    if not subnets or transport is None:
+        from tpvpn.cluster import discover, transport_to
+        from tpvpn.kube.api import opened
+
+        cluster = await stack.enter_async_context(opened(access(arguments)))
+        subnets, warnings = await discover(cluster, subnets)
+        for warning in warnings:
+            _say(f"warning: {warning}")
+        if transport is None:
+            transport = await stack.enter_async_context(transport_to(cluster, manager_options(arguments), _say))
+    request = routing(arguments, found=subnets)
+    words = tuple(_given(arguments))
     return Settings(
         name=arguments.name,
         client=socket.gethostname(),
-        transport=Direct(parse_endpoint(arguments.manager, arguments.tls_pin)),
-        token=_token(arguments.token_file),
-        request=replace(request, policy=replace(request.policy, given=(*request.policy.given, *given))),
+        transport=transport,
+        request=replace(request, policy=replace(request.policy, given=(*request.policy.given, *words))),
     )
+
+
+def _direct(arguments: argparse.Namespace) -> "Direct | None":
+    """The transport to a manager that is named."""
+    from tpvpn.transport.tcp import Direct, parse_endpoint
+
+    if arguments.manager:
+        return Direct(parse_endpoint(arguments.manager, arguments.tls_pin), _token(arguments.token_file))
+    if arguments.token_file or arguments.tls_pin:
+        raise UsageError("--token-file and --tls-pin are for a manager that is named: give --manager URL")
+    return None
+
+
+def _given(arguments: argparse.Namespace) -> Iterator[str]:
+    """The words about cluster and manager, which a command to paste repeats."""
+    for flag in ("manager", "token_file", "tls_pin", "kubeconfig", "context", "namespace", "manager_namespace"):
+        if value := getattr(arguments, flag):
+            yield from (f"--{flag.replace('_', '-')}", value)
 
 
 def _token(file: str | None) -> bytes:

@@ -60,17 +60,25 @@ def names_a_cluster(arguments: argparse.Namespace) -> bool:
     return any(_words(arguments, flag) for flag, _ in CLUSTER)
 
 
-def routing(arguments: argparse.Namespace, config: Config | None = None) -> Request:
+def given(arguments: argparse.Namespace) -> list[Wanted]:
+    """The cluster's subnets that the flags name; UsageError when one is malformed."""
+    return [Wanted(prefix, kind, flag) for flag, kind in CLUSTER for prefix in _read(arguments, flag, Prefix.parse)]
+
+
+def routing(
+    arguments: argparse.Namespace, config: Config | None = None, found: Iterable[Wanted] | None = None
+) -> Request:
     """What the flags ask for, and beneath them the configuration: the file of whoever runs this, unless one is given.
 
-    UsageError when a value is malformed, when flags contradict each other, or when no subnet of a cluster is named.
+    `found`: the cluster's subnets, where they are known from it. UsageError when a value is malformed, when flags
+    contradict each other, or when no subnet of a cluster is known.
     """
-    if not names_a_cluster(arguments):
+    wanted = given(arguments) if found is None else list(found)
+    if not wanted:
         raise UsageError(
             "the cluster's subnets are not known: give --service-cidr and/or --pod-cidr, "
             "for example --service-cidr 10.96.0.0/12"
         )
-    wanted = [Wanted(prefix, kind, flag) for flag, kind in CLUSTER for prefix in _read(arguments, flag, Prefix.parse)]
     merged = merge(_flags(arguments), load() if config is None else config)
     also = [(one.value, str(one.source)) for one in merged.all(ALSO)]
     wanted += [Wanted(value, "also", source) for value, source in also if isinstance(value, Prefix)]

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         runner = asyncio.Runner()
     with runner, contextlib.closing(_open_exit(options.exit, destinations)) as exit:
-        runner.run(_serve(Server(exit, tokens, tls), listening))
+        runner.run(_serve(Server(exit, tokens, tls), listening, options.until_idle))
     return 0
 
 
@@ -89,7 +89,7 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(server: Server, listening: socket.socket) -> None:
+async def _serve(server: Server, listening: socket.socket, until_idle: float | None) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,11 +97,25 @@ async def _serve(server: Server, listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     log.info("listening on %s port %d, exit %s", host, port, _described(server.exit.kinds))
     serving = loop.create_task(server.serve(listening))
-    await stopping.wait()
+    ending = [loop.create_task(stopping.wait())]
+    ending += [loop.create_task(_idle(server, until_idle))] if until_idle else []
+    await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
     log.info("shutting down")
-    serving.cancel()
+    for task in (serving, *ending):
+        task.cancel()
     listening.close()
     await server.close()
+
+
+async def _idle(server: Server, seconds: float) -> None:
+    """Return when there was no session for so long."""
+    clock = asyncio.get_running_loop().time
+    since = clock()
+    while (rest := since + seconds - clock()) > 0:
+        await asyncio.sleep(min(rest, 1.0))
+        if server.sessions:
+            since = clock()
+    log.info("no session for %g s", seconds)
 
 
 def _described(kinds: Mapping[int, str | None]) -> str:
@@ -113,9 +127,13 @@ def _described(kinds: Mapping[int, str | None]) -> str:
 
 def _listen(address: str) -> socket.socket:
     host, colon, port = address.rpartition(":")
+    everywhere = host == "*"
     if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError(f"{address!r} is no address to listen on: write HOST:PORT")
     try:
+        if everywhere and socket.has_dualstack_ipv6():
+            return socket.create_server(("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+        host = "0.0.0.0" if everywhere else host
         found = socket.getaddrinfo(
             host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )

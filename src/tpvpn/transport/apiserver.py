@@ -37,14 +37,14 @@ class ApiServerUpgrade:
 
     purpose = "the API server"
 
-    def __init__(self, cluster: Cluster, target: Target) -> None:
+    def __init__(self, cluster: Cluster, target: Target | None) -> None:
         self._cluster, self._target = cluster, target
         self._proxy = proxy_of(cluster)
 
     @property
     def name(self) -> str:
         """As `status` shows it."""
-        return f"upgrade through {self._cluster.server} to {self._target}"
+        return f"upgrade through {self._cluster.server}" + (f" to {self._target}" if self._target else "")
 
     async def resolve(self) -> list[str]:
         """The addresses of the API server, or of the proxy before it; ManagerError when there are none."""
@@ -79,6 +79,7 @@ class ApiServerUpgrade:
                 await open_tunnel(stream, self._authority, self._proxy)
             stream = await secured(connected, self._cluster)
             target = self._target
+            assert target, "it is known before anything is dialled"
             of_target = f"/api/v1/namespaces/{target.namespace}/{target.kind}/{target.name}:{target.port}/proxy"
             path = self._cluster.endpoint.base + of_target + PATH
             try:

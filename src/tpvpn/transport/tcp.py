@@ -81,6 +81,7 @@ class Direct:
     """The transport to a manager that listens where the laptop reaches it."""
 
     endpoint: Endpoint
+    token: bytes = b""
 
     @property
     def name(self) -> str:

@@ -1,0 +1,51 @@
+"""The flags that name a cluster and the manager in it: kubectl's own where it has one."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tpvpn.cluster import Options
+    from tpvpn.kube.api import Access
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that kubectl has too."""
+    group = parser.add_argument_group("cluster", "as for kubectl; used unless subnets and manager are given by hand")
+    group.add_argument("--kubeconfig", metavar="F", help="the kubeconfig (default: KUBECONFIG, or ~/.kube/config)")
+    group.add_argument("--context", metavar="NAME", help="its context (default: the current one)")
+    group.add_argument("-n", "--namespace", metavar="NAME", help="the namespace (default: the context's)")
+    group.add_argument("--as", dest="as_user", metavar="USER", help="impersonate this user")
+    group.add_argument("--as-group", action="append", default=[], metavar="GROUP", help="and this group (repeatable)")
+    group.add_argument(
+        "--request-timeout", type=float, default=10.0, metavar="S", help="seconds for a request to the API server (10)"
+    )
+
+
+def add_manager_flags(group: "argparse._ArgumentGroup") -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the flags of a manager in the cluster."""
+    from tpvpn.kube.manifest import IMAGE
+
+    group.add_argument("--manager-namespace", metavar="NAME", help="where the manager is (default: --namespace)")
+    group.add_argument("--image", default=IMAGE, help=f"a Python for the manager that is started ({IMAGE})")
+    group.add_argument("--image-pull-secret", action="append", default=[], metavar="NAME", help="pulls it (repeatable)")
+
+
+def access(arguments: argparse.Namespace) -> "Access":
+    """How the cluster is reached."""
+    from tpvpn.kube.api import Access
+
+    return Access(
+        kubeconfig=arguments.kubeconfig,
+        context=arguments.context,
+        namespace=arguments.namespace,
+        user=arguments.as_user,
+        groups=tuple(arguments.as_group),
+        timeout=arguments.request_timeout,
+    )
+
+
+def manager_options(arguments: argparse.Namespace) -> "Options":
+    """What the manager is to be."""
+    from tpvpn.cluster import Options
+
+    return Options(arguments.manager_namespace, arguments.image, tuple(arguments.image_pull_secret))

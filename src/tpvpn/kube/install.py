@@ -1,0 +1,192 @@
+"""An ephemeral manager: made in the user's namespace, used by the same user's next session too, removed at the end.
+
+The Job owns Secret and ConfigMap, so that whatever removes it removes all: this process, the cluster's own clock when
+the laptop has vanished, or a user with kubectl. What the user may not do is said before anything is created.
+"""
+
+import asyncio
+import base64
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tpvpn.errors import ClusterError, ManagerError
+from tpvpn.kube import manifest, zipapp
+from tpvpn.kube.api import Cluster
+from tpvpn.kube.manifest import PORT, Ephemeral, Object
+from tpvpn.kube.refusal import ForbiddenError, MissingError
+from tpvpn.proto.token import parse_tokens
+
+PATIENCE = 90.0
+"""Seconds for a manager to be ready, its image pulled."""
+_POLL = 0.2
+_NEEDED = (("create", "secrets", ""), ("create", "configmaps", ""), ("list", "pods", ""))
+_HOPELESS = ("ErrImageNeverPull", "InvalidImageName", "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError",
+             "CreateContainerError", "RunContainerError", "CrashLoopBackOff")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """A manager that is ready."""
+
+    namespace: str
+    pod: str
+    port: int
+    token: bytes
+
+
+class Installer:
+    """Makes, finds and removes one user's ephemeral manager; `say` is told of warnings."""
+
+    def __init__(self, cluster: Cluster, wanted: Ephemeral, say: Callable[[str], None]) -> None:
+        self._cluster, self._wanted, self._say = cluster, wanted, say
+        self._made = False
+        self._kind = "jobs"
+
+    async def manager(self) -> Manager:
+        """The one that runs already, else a new one. Errors: ClusterError, ManagerError, with nothing left behind."""
+        found = await self._running()
+        if found:
+            return found
+        await self._check()
+        try:
+            return await self._make()
+        except BaseException:
+            await self.remove()
+            raise
+
+    async def remove(self) -> None:
+        """Remove what this process made, and with it all that it owns."""
+        if self._made:
+            self._made = False
+            await self._delete()
+
+    async def _running(self) -> Manager | None:
+        """A ready manager of this name whose token we may read."""
+        try:
+            pod = await self._pod()
+            if pod is None or not _is_ready(pod):
+                return None
+            kept = await self._cluster.get(self._path("secrets", self._wanted.name))
+            token = next(iter(parse_tokens(base64.b64decode(kept["data"]["tokens"]).decode()).values()))
+        except (ForbiddenError, MissingError):
+            return None
+        return Manager(self._wanted.namespace, pod["metadata"]["name"], PORT, token)
+
+    async def _check(self) -> None:
+        """Say what is not allowed before anything is created."""
+        namespace = self._wanted.namespace
+        asked = [
+            self._cluster.may(verb, resource, group=group, namespace=namespace) for verb, resource, group in _NEEDED
+        ]
+        allowed = await asyncio.gather(*asked)
+        jobs = await self._cluster.may("create", "jobs", group="batch", namespace=namespace)
+        if not jobs and await self._cluster.may("create", "pods", namespace=namespace):
+            self._say("warning: you may not create jobs: a bare pod is used, which stays if this laptop vanishes")
+            self._kind, jobs = "pods", True
+        missing = [f"{verb} {resource}" for (verb, resource, _), may in zip(_NEEDED, allowed, strict=True) if not may]
+        missing += [] if jobs else ["create jobs"]
+        if missing:
+            raise ForbiddenError(
+                f"no manager runs in namespace {namespace}, and you may not start one there ({', '.join(missing)}): "
+                "name another with --manager-namespace, or ask an admin to install tpvpn"
+            )
+
+    async def _make(self) -> Manager:
+        wanted, cluster = self._wanted, self._cluster
+        await self._delete()  # one that has ended
+        token = secrets.token_hex(32).encode()
+        made = manifest.job(wanted) if self._kind == "jobs" else manifest.pod(wanted)
+        self._made = True
+        owner = await cluster.request("POST", self._path(self._kind), made)
+        owner |= {"apiVersion": made["apiVersion"], "kind": made["kind"]}
+        await asyncio.gather(
+            cluster.request("POST", self._path("secrets"), manifest.secret(wanted, token, owner)),
+            cluster.request("POST", self._path("configmaps"), manifest.config_map(wanted, zipapp.build(), owner)),
+        )
+        if self._kind == "jobs":
+            resume = {"spec": {"suspend": False}}
+            merge = "application/merge-patch+json"
+            await cluster.request("PATCH", self._path("jobs", wanted.name), resume, content_type=merge)
+        pod = await self._ready()
+        return Manager(wanted.namespace, pod["metadata"]["name"], PORT, token)
+
+    async def _ready(self) -> Object:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            pod = await self._pod()
+            if pod and _is_ready(pod):
+                return pod
+            reason = _hopeless(pod) if pod else await self._refused()
+            if reason or time.monotonic() > deadline:
+                late = f"was not ready within {PATIENCE:g} s"
+                raise ManagerError(f"the manager {self._wanted.namespace}/{self._wanted.name} {reason or late}")
+            await asyncio.sleep(_POLL)
+
+    async def _pod(self) -> Object | None:
+        selector = ",".join(f"{key}={value}" for key, value in manifest.labels(self._wanted.name).items())
+        found = await self._cluster.get(self._path("pods"), labelSelector=selector)
+        pods: list[Object] = [one for one in found["items"] if not one["metadata"].get("deletionTimestamp")]
+        return max(pods, key=lambda one: one["metadata"]["creationTimestamp"], default=None)
+
+    async def _refused(self) -> str | None:
+        """Why the Job has no pod: what admission or a quota said of it."""
+        if self._kind != "jobs":
+            return None
+        selector = f"involvedObject.name={self._wanted.name},reason=FailedCreate"
+        try:
+            events = await self._cluster.get(self._path("events"), fieldSelector=selector)
+        except ForbiddenError:
+            return None
+        said = [event["message"] for event in events["items"]]
+        return f"cannot be started: {said[-1]}" if said else None
+
+    async def _delete(self) -> None:
+        try:
+            path = self._path(self._kind, self._wanted.name)
+            await self._cluster.request("DELETE", path, {"propagationPolicy": "Background", "gracePeriodSeconds": 0})
+        except MissingError:
+            return
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:  # its name is free again
+            try:
+                await self._cluster.get(self._path("secrets", self._wanted.name))
+            except ClusterError:
+                return
+            await asyncio.sleep(_POLL)
+
+    def _path(self, resource: str, name: str = "") -> str:
+        base = "/apis/batch/v1" if resource == "jobs" else "/api/v1"
+        return f"{base}/namespaces/{self._wanted.namespace}/{resource}" + (f"/{name}" if name else "")
+
+
+async def name_for(cluster: Cluster) -> str:
+    """The name of this user's manager: the same for each session of the user, another for others."""
+    try:
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        answer = await cluster.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", review)
+        user = answer["status"]["userInfo"]["username"]
+    except (ClusterError, KeyError, TypeError):
+        user = cluster.context
+    return f"tpvpn-{hashlib.sha256(user.encode()).hexdigest()[:10]}"
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions: Any = pod.get("status", {}).get("conditions") or []
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _hopeless(pod: Object) -> str | None:
+    """Why a pod will not become ready, in words; None while it may."""
+    status: Object = pod.get("status", {})
+    containers: list[Object] = status.get("containerStatuses") or []
+    for container in containers:
+        waiting: Object = container.get("state", {}).get("waiting") or {}
+        if waiting.get("reason") in _HOPELESS:
+            return f"cannot start: {waiting['reason']}: {waiting.get('message', 'no reason given')}"
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return f"has ended: {status.get('message') or status.get('reason') or 'see the log of its pod'}"
+    return None
