@@ -20,8 +20,8 @@ def status(message: str) -> bytes:
         (
             'nodes is forbidden: User "ann" cannot list resource "nodes" in API group "" at the cluster scope',
             "user ann may not list nodes; an admin allows it with `kubectl create clusterrole tpvpn-list-nodes --verb "
-            "list --resource nodes` and `kubectl create clusterrolebinding tpvpn-list-nodes --clusterrole tpvpn-list-nodes "
-            "--user ann`",
+            "list --resource nodes` and `kubectl create clusterrolebinding tpvpn-list-nodes --clusterrole "
+            "tpvpn-list-nodes --user ann`",
         ),
         (
             'jobs.batch is forbidden: User "ann" cannot create resource "jobs" in API group "batch" '
@@ -33,8 +33,8 @@ def status(message: str) -> bytes:
         (
             'pods "m" is forbidden: User "ann" cannot get resource "pods/proxy" in API group "" in the namespace "dev"',
             "user ann may not get pods/proxy in namespace dev; an admin allows it with `kubectl create role "
-            "tpvpn-get-pods --verb get --resource pods/proxy --namespace dev` and `kubectl create rolebinding tpvpn-get-pods --role "
-            "tpvpn-get-pods --user ann --namespace dev`",
+            "tpvpn-get-pods --verb get --resource pods/proxy --namespace dev` and `kubectl create rolebinding "
+            "tpvpn-get-pods --role tpvpn-get-pods --user ann --namespace dev`",
         ),
         ("exceeded quota: q", "the API server forbids it: exceeded quota: q"),
     ],
