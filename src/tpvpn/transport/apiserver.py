@@ -1,14 +1,17 @@
-"""`upgrade`: straight through the API server's proxy of a pod or service, by an HTTP/1.1 upgrade that it passes on.
+"""Through the API server to a manager's port: by an upgrade of a pod's proxy, or by its port-forward.
 
-Behind the 101 there are raw bytes to the manager's port. The hop from the API server to the pod is plain, like what
-leaves the manager. It needs `get` on the proxy subresource, by the full NAME:PORT, and an API server that reaches pods.
+`upgrade` is the faster: behind the 101 there are raw bytes, and the hop from the API server to the pod is plain, like
+what leaves the manager. It needs `get` on the proxy subresource, by the full NAME:PORT, and an API server that reaches
+pods. `portforward` needs `get` and `create` on pods/portforward.
 """
 
 import base64
+import os
 import socket
 import ssl
 import urllib.parse
 import urllib.request
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from tpvpn.errors import ClusterError
@@ -17,6 +20,7 @@ from tpvpn.kube.refusal import refusal
 from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
 from tpvpn.transport.tcp import connect, first, resolve
 from tpvpn.transport.upgrade import PATH, RefusedUpgradeError, upgrade
+from tpvpn.transport.websocket import WebSocketStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +36,25 @@ class Target:
         return f"{self.kind}/{self.namespace}/{self.name}:{self.port}"
 
 
-class ApiServerUpgrade:
-    """The transport of this name."""
+class ThroughApiServer(ABC):
+    """A transport through the API server to one manager."""
 
     purpose = "the API server"
+    word: str
 
-    def __init__(self, cluster: Cluster, target: Target | None) -> None:
+    def __init__(self, cluster: Cluster, target: Target, token: bytes) -> None:
+        self.token = token
         self._cluster, self._target = cluster, target
         self._proxy = proxy_of(cluster)
 
     @property
     def name(self) -> str:
         """As `status` shows it."""
-        return f"upgrade through {self._cluster.server}" + (f" to {self._target}" if self._target else "")
+        return f"{self.word} through {self._cluster.server} to {self._target}"
 
     async def resolve(self) -> list[str]:
         """The addresses of the API server, or of the proxy before it; ManagerError when there are none."""
-        return await resolve(*self._next_hop(), self.purpose)
+        return await resolve(*next_hop(self._cluster), self.purpose)
 
     def warning(self, addresses: list[str]) -> str | None:
         """Nothing: it is the way of kubectl."""
@@ -57,14 +63,12 @@ class ApiServerUpgrade:
     async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]:
         """A stream on which frames may begin. ClusterError when the API server refuses, else ManagerError."""
         headers = await self._cluster.headers()
-        return await first(
-            addresses, lambda address: self._dial(address, headers), f"{self.purpose} at {self._authority}"
-        )
+        whom = f"{self.purpose} at {self._authority}"
+        return await first(addresses, lambda address: self._dial(address, headers), whom)
 
-    def _next_hop(self) -> tuple[str, int]:
-        if self._proxy:
-            return self._proxy.hostname or "", self._proxy.port or 80
-        return self._cluster.endpoint.host, self._cluster.endpoint.port
+    @abstractmethod
+    async def _open(self, stream: Stream, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:
+        """From a connection to the API server to the manager's port."""
 
     @property
     def _authority(self) -> str:
@@ -72,25 +76,53 @@ class ApiServerUpgrade:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def _dial(self, address: str, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:
-        connected = await connect(address, self._next_hop()[1])
+        connected = await connect(address, next_hop(self._cluster)[1])
         stream = Stream(connected)
         try:
             if self._proxy:
                 await open_tunnel(stream, self._authority, self._proxy)
             stream = await secured(connected, self._cluster)
-            target = self._target
-            assert target, "it is known before anything is dialled"
-            of_target = f"/api/v1/namespaces/{target.namespace}/{target.kind}/{target.name}:{target.port}/proxy"
-            path = self._cluster.endpoint.base + of_target + PATH
-            try:
-                return stream, await upgrade(stream, self._authority, path, headers)
-            except RefusedUpgradeError as error:
-                what = f"reach {target}"
-                raise refusal(error.status, error.body, self._cluster.server, what) from error
+            return await self._open(stream, headers)
+        except RefusedUpgradeError as error:
+            stream.close()
+            raise refusal(error.status, error.body, self._cluster.server, f"reach {self._target}") from error
         except BaseException:
             stream.close()
             connected.close()
             raise
+
+    def _path(self, subresource: str) -> str:
+        target = self._target
+        port = f":{target.port}" if subresource == "proxy" else ""
+        of = f"/api/v1/namespaces/{target.namespace}/{target.kind}/{target.name}{port}/{subresource}"
+        return self._cluster.endpoint.base + of
+
+
+class Upgrade(ThroughApiServer):
+    """Raw bytes by an HTTP/1.1 upgrade of the pod's, or the service's, proxy."""
+
+    word = "upgrade"
+
+    async def _open(self, stream: Stream, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:
+        return stream, await upgrade(stream, self._authority, self._path("proxy") + PATH, headers)
+
+
+class PortForward(ThroughApiServer):
+    """A WebSocket of the pod's port-forward: through the kubelet, slower, but allowed to more users."""
+
+    word = "portforward"
+
+    async def _open(self, stream: Stream, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:
+        key = base64.b64encode(os.urandom(16)).decode()
+        asked = [
+            ("Sec-WebSocket-Key", key),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Protocol", "v4.channel.k8s.io"),
+        ]
+        path = f"{self._path('portforward')}?ports={self._target.port}"
+        early = await upgrade(stream, self._authority, path, [*headers, *asked], "websocket")
+        inside = WebSocketStream(stream, early)
+        return inside, await upgrade(inside, f"{self._target.name}:{self._target.port}")
 
 
 async def secured(connected: socket.socket, cluster: Cluster) -> Stream:
@@ -110,6 +142,14 @@ async def secured(connected: socket.socket, cluster: Cluster) -> Stream:
         wrapped.close()
         raise
     return TlsStream(wrapped, None)
+
+
+def next_hop(cluster: Cluster) -> tuple[str, int]:
+    """Host and port of the API server, or of the proxy before it."""
+    proxy = proxy_of(cluster)
+    if proxy:
+        return proxy.hostname or "", proxy.port or 80
+    return cluster.endpoint.host, cluster.endpoint.port
 
 
 def proxy_of(cluster: Cluster) -> urllib.parse.SplitResult | None:

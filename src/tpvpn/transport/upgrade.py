@@ -23,9 +23,15 @@ class RefusedUpgradeError(ManagerError):
         self.status, self.body = status, body
 
 
-async def upgrade(stream: Stream, authority: str, path: str = PATH, headers: Sequence[tuple[str, str]] = ()) -> bytes:
+async def upgrade(
+    stream: Stream,
+    authority: str,
+    path: str = PATH,
+    headers: Sequence[tuple[str, str]] = (),
+    protocol: str = PROTOCOL,
+) -> bytes:
     """Ask for the protocol; the bytes that came behind the 101. ManagerError when the other end is no tpvpn manager."""
-    fields = [("Host", authority), ("Connection", "Upgrade"), ("Upgrade", PROTOCOL), *headers]
+    fields = [("Host", authority), ("Connection", "Upgrade"), ("Upgrade", protocol), *headers]
     lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), "", ""]
     await stream.send_all("\r\n".join(lines).encode())
     head, early = await _head(stream, authority)
@@ -37,7 +43,7 @@ async def upgrade(stream: Stream, authority: str, path: str = PATH, headers: Seq
         words = f"{authority} is no tpvpn manager, or not on this port: it answered HTTP {printable(rest, 60)}"
         status = int(rest[:3]) if rest[:3].isdecimal() else 0
         raise RefusedUpgradeError(words, status, early + await _body(stream, answered, len(early)))
-    if not any(field.lower().replace(" ", "") == f"upgrade:{PROTOCOL}" for field in answered):
+    if not any(field.lower().replace(" ", "") == f"upgrade:{protocol}" for field in answered):
         raise ManagerError(f"{authority} is no tpvpn manager: it switched to another protocol")
     return early
 
