@@ -336,6 +336,8 @@ class SocketCarrier:
         """Give flows their turns, each one after the other, until none has anything to write or the link is full."""
         self._draining = False
         turns, outbox, now = self._turns, self.outbox, self.clock()
+        if not outbox.room:  # datagrams have filled it
+            outbox.flush()
         while turns and outbox.room and not self._link.congested and self._running:
             flow, _ = turns.popitem(last=False)
             if flow.write(outbox, now):
