@@ -157,7 +157,7 @@ async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seco
             report.flows = max(report.flows, len(hostile.carrier.table.flows))
             report.slowest = max(report.slowest, await _ask(honest, report.packets))
             if report.packets == 8 * BATCH:
-                before = _resident()
+                before = resident()
             if trace.lost:
                 errors.append(f"neither carried nor counted: {trace.lost[0]}")
             if errors or hostile.lost:
@@ -165,7 +165,7 @@ async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seco
         await _ask(honest, 1)
         if trace.packets != report.packets:
             raise Failure(f"seed {seed}: {report.packets} packets were sent, {trace.packets} came")
-        report.growth = _resident() - before
+        report.growth = resident() - before
         report.seconds = time.monotonic() - began
         counters = hostile.carrier.counters
         report.counters = way_out.counters() | {
@@ -267,6 +267,7 @@ def allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _resident() -> int:
+def resident() -> int:
+    """KiB of memory that this process has."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize() // 1024

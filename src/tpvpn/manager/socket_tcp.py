@@ -28,7 +28,7 @@ from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
 from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, only_family, text_of
 from tpvpn.proto.tcp import ESTABLISHED, KEEPALIVE, PEER_CLOSED, RESET, Connection, Limits, reset_for
-from tpvpn.wire import frame, ip, tcp
+from tpvpn.wire import frame, icmp, ip, tcp
 
 BUFFER = 1 << 20
 """Bytes that a flow may hold in each direction."""
@@ -49,7 +49,7 @@ class TcpFlow(Flow):
         self.key = key
         self.half_open = True
         self._owner = owner
-        self._syn = ip.parse(bytes(packet.data))  # an ICMP error quotes it
+        self._syn = packet.quotation(icmp.MOST_QUOTED)
         self._real = real
         source_port, port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
         self._writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=owner.offload)
