@@ -1,10 +1,12 @@
-"""The command of `scripts/fuzz`: runs of `packet_fuzz`, each with a seed of its own, until the time is over."""
+"""The command of `scripts/fuzz`: runs of `packet_fuzz` and of the terminator's fuzzer, each with a seed of its own."""
 
 import secrets
 import sys
 import time
 
-from packet_fuzz import Failure, allow_descriptors, run
+import hypothesis
+from packet_fuzz import allow_descriptors, run
+from test_tcp_fuzz import test_any_steps
 
 from pod import inside, pod_and_cluster, sysctl
 
@@ -13,7 +15,7 @@ PACKETS = 200_000
 
 
 def main() -> int:
-    """0, or 1 after a failure."""
+    """0, or what went wrong is raised, after the command that repeats it."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else secrets.randbits(32)
     allow_descriptors()
@@ -23,9 +25,10 @@ def main() -> int:
         while True:
             try:
                 report = run(cluster, seed, offload=bool(seed & 1), packets=PACKETS)
-            except Failure as failure:
-                print(f"{failure}\nrepeat it with: scripts/fuzz 0 {seed}")
-                return 1
+                hypothesis.seed(seed)(test_any_steps)()
+            except Exception:
+                print(f"repeat it with: scripts/fuzz 0 {seed}", flush=True)
+                raise
             print(
                 f"seed {report.seed}: {report.packets:,} packets, {report.packets / report.seconds:,.0f} a second, "
                 f"{report.answers:,} answers, up to {report.flows:,} flows, "
