@@ -4,14 +4,15 @@ import secrets
 import sys
 import time
 
-import hypothesis
 from packet_fuzz import allow_descriptors, run
-from test_tcp_fuzz import test_any_steps
+from test_tcp_fuzz import lead
 
 from pod import inside, pod_and_cluster, sysctl
 
 PACKETS = 200_000
 """Of one run, from fresh sessions to none."""
+CONNECTIONS = 500
+"""Of the terminator, after each run."""
 
 
 def main() -> int:
@@ -25,7 +26,7 @@ def main() -> int:
         while True:
             try:
                 report = run(cluster, seed, offload=bool(seed & 1), packets=PACKETS)
-                hypothesis.seed(seed)(test_any_steps)()
+                steps = lead(seed, CONNECTIONS).total()
             except Exception:
                 print(f"repeat it with: scripts/fuzz 0 {seed}", flush=True)
                 raise
@@ -33,7 +34,8 @@ def main() -> int:
                 f"seed {report.seed}: {report.packets:,} packets, {report.packets / report.seconds:,.0f} a second, "
                 f"{report.answers:,} answers, up to {report.flows:,} flows, "
                 f"{report.congested:,} times congested, {report.growth:+,} KiB, slowest ping "
-                f"{1000 * report.slowest:.1f} ms; {', '.join(f'{k} {v:,}' for k, v in report.counters.items())}",
+                f"{1000 * report.slowest:.1f} ms; {steps:,} steps of connections; "
+                f"{', '.join(f'{k} {v:,}' for k, v in report.counters.items())}",
                 flush=True,
             )
             if time.monotonic() > end:
