@@ -1,5 +1,7 @@
 """A session that floods a manager with new connections: limited and counted, and the others go on."""
 
+import contextlib
+import os
 import socket
 import threading
 import time
@@ -57,18 +59,33 @@ def server(place) -> Iterator[None]:
     thread.join()
 
 
-def flood(session: Session, packets: list[bytes], until: float) -> int:
-    """Send them over and over, as fast as the manager takes them, with nobody reading the answers; how many."""
+@contextlib.contextmanager
+def flooding(session: Session, packets: list[bytes], until: float) -> Iterator[list[int]]:
+    """Meanwhile send them over and over, as fast as the manager takes them, with nobody reading the answers.
+
+    A process of its own does it: a thread would take turns with whoever measures. In the end, how many were sent.
+    """
     stream = b"".join(frame.encode(frame.PACKET, packet) for packet in packets)
-    sent = 0
-    session.socket.settimeout(0.5)
-    while time.monotonic() < until:
+    sent: list[int] = []
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        count = 0
+        session.socket.settimeout(0.5)
         try:
-            session.socket.sendall(stream)
-        except TimeoutError:
-            break
-        sent += len(packets)
-    return sent
+            while time.monotonic() < until:
+                session.socket.sendall(stream)
+                count += len(packets)
+        finally:
+            os.write(writing, str(count).encode())
+            os._exit(0)
+    os.close(writing)
+    try:
+        yield sent
+    finally:
+        with open(reading) as told:
+            sent.append(int(told.read()))
+        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("kind", ["filtered", "open", "closed", "foreign"])
@@ -83,14 +100,15 @@ def test_others_are_answered_meanwhile(manager: Manager, server: None, kind: str
             syn.sport = number
             packets.append(bytes(IP(src=source, dst=CLUSTER4) / syn))
         until = time.monotonic() + SECONDS
-        sent: list[int] = []
-        flooding = threading.Thread(target=lambda: sent.append(flood(hostile, packets, until)))
-        flooding.start()
-        times = list(answered(honest, until))
-        flooding.join()
+        with flooding(hostile, packets, until) as sent:
+            times = list(answered(honest, until))
         after = manager.metrics()
         assert len(times) > 20
-        assert sorted(times)[len(times) * 99 // 100] < MOST, (sent, sorted(times)[-5:])
+        middle, most = sorted(times)[len(times) // 2], sorted(times)[len(times) * 99 // 100]
+        print(
+            f"{sum(sent) / SECONDS:,.0f} SYNs a second; others wait {1000 * middle:.1f} ms, 99 % {1000 * most:.1f} ms"
+        )
+        assert most < MOST, (sent, sorted(times)[-5:])
         counter = {"filtered": "tpvpn_exit_dropped_half_open_total", "foreign": "tpvpn_foreign_packets_total"}.get(kind)
         assert counter is None or after[counter] - before[counter] > 10_000, sent
         assert manager.descriptors() - descriptors < 4100
