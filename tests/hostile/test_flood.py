@@ -94,10 +94,10 @@ def test_others_are_answered_meanwhile(manager: Manager, server: None, kind: str
         flooding.join()
         after = manager.metrics()
         assert len(times) > 50
-        print(
-            kind, sum(sent), len(times), [round(1000 * sorted(times)[len(times) * q // 100], 1) for q in (50, 90, 99)]
-        )
-        assert sorted(times)[len(times) * 99 // 100] < MOST, (sent, sorted(times)[-5:])
+        times.sort()
+        median, slow = times[len(times) // 2], times[len(times) * 99 // 100]
+        print(f"{kind}: {sum(sent)} packets; {len(times)} questions: {1000 * median:.0f} ms, p99 {1000 * slow:.0f} ms")
+        assert slow < MOST, (sent, times[-5:])
         counter = {"filtered": "tpvpn_exit_dropped_half_open_total", "foreign": "tpvpn_foreign_packets_total"}.get(kind)
         assert counter is None or after[counter] - before[counter] > 10_000, sent
         assert manager.descriptors() - descriptors < 4100
