@@ -19,8 +19,8 @@ __all__ = ["place"]
 SECONDS = 3.0
 FILTERED, OPEN, CLOSED, OWN = 8082, 8080, 8081, 8084
 """OWN is open too, for the session that does not flood."""
-MOST = 0.1
-"""Seconds that 99 of 100 questions of the other session may take."""
+USUAL, MOST = 0.08, 0.25
+"""Seconds that half, and 99 of 100, of the other session's questions may take on a machine that does much else."""
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,12 @@ def test_others_are_answered_meanwhile(manager: Manager, server: None, kind: str
         times = list(answered(honest, until))
         flooding.join()
         after = manager.metrics()
-        assert len(times) > 50
+        assert len(times) > 20
         times.sort()
         median, slow = times[len(times) // 2], times[len(times) * 99 // 100]
         print(f"{kind}: {sum(sent)} packets; {len(times)} questions: {1000 * median:.0f} ms, p99 {1000 * slow:.0f} ms")
-        assert slow < MOST, (sent, times[-5:])
+        assert median < USUAL, times[-5:]
+        assert slow < MOST, times[-5:]
         counter = {"filtered": "tpvpn_exit_dropped_half_open_total", "foreign": "tpvpn_foreign_packets_total"}.get(kind)
         assert counter is None or after[counter] - before[counter] > 10_000, sent
         assert manager.descriptors() - descriptors < 4100
