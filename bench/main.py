@@ -8,13 +8,15 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.measure import MEASUREMENTS, Effort, Measurement
+from bench.measure import MEASUREMENTS, Effort
 from bench.peers import PEERS
-from bench.summary import BARS, DIRECT, Round, verdicts
+from bench.summary import DIRECT, Round, verdicts, with_bars
 from bench.wan import DEVICE, Wan
 from bench.ways import Tpvpn, TpvpnSocket, Way
 from tpvpn.errors import TpvpnError
@@ -23,37 +25,40 @@ from tpvpn.lab.topology import NODE
 
 RESULTS = Path(__file__).parent / "results"
 WAN_ADDRESSES = ("198.19.0.1", "198.19.0.2")
+WAYS: dict[str, type[Way]] = {kind.name: kind for kind in (Way, Tpvpn, TpvpnSocket, *PEERS)}
+WAN_WAYS, WAN_MEASUREMENTS = (Tpvpn.name, TpvpnSocket.name), ("tcp", "ping", "load")
 FAILURES = (TpvpnError, RuntimeError, OSError, ValueError, KeyError, subprocess.SubprocessError)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench/run", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, each with every measurement of every way (5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of load a measurement (3)")
-    parser.add_argument("--pings", type=int, default=500, help="round trips a measurement (500)")
-    parser.add_argument("--only", type=_names, default=list(MEASUREMENTS), metavar=",".join(MEASUREMENTS))
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, each with every measurement of every way (3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of load a measurement (2)")
+    parser.add_argument("--pings", type=int, default=400, help="round trips a measurement (400)")
+    ways = f"measured beside {DIRECT} (all that are installed; with --wan {','.join(WAN_WAYS)})"
+    parser.add_argument("--ways", type=partial(_names, WAYS), metavar=",".join(WAYS), help=ways)
+    only = f"measurements (all; with --wan {','.join(WAN_MEASUREMENTS)})"
+    parser.add_argument("--only", type=partial(_names, MEASUREMENTS), metavar=",".join(MEASUREMENTS), help=only)
     parser.add_argument("--quick", action="store_true", help="one round of 1 s and 200 round trips, to see it work")
-    parser.add_argument(
-        "--no-peers", action="store_true", help="measure the direct path and tpvpn alone, with either exit"
-    )
-    wan = "over an emulated link (ms one way, %%, Mb/s): TCP, and ping beside it"
-    parser.add_argument("--wan", metavar="DELAY,LOSS,RATE", help=wan)
+    parser.add_argument("--wan", metavar="DELAY,LOSS,RATE", help="over an emulated link: ms one way, %%, Mb/s")
     parser.add_argument("--name", help="of the files in bench/results (bench, or wan-DELAY-LOSS-RATE)")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.rounds, arguments.seconds, arguments.pings = 1, 1.0, 200
     if arguments.wan:
         Wan.parse(arguments.wan)
+    arguments.ways = arguments.ways or list(WAN_WAYS if arguments.wan else WAYS)
+    arguments.only = arguments.only or list(WAN_MEASUREMENTS if arguments.wan else MEASUREMENTS)
     default = f"wan-{arguments.wan.replace(',', '-')}" if arguments.wan else "bench"
     arguments.name = arguments.name or default
     return arguments
 
 
-def _names(text: str) -> list[str]:
+def _names(known: Collection[str], text: str) -> list[str]:
     chosen = text.split(",")
-    if unknown := sorted(set(chosen) - set(MEASUREMENTS)):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(MEASUREMENTS)}")
+    if unknown := sorted(set(chosen) - set(known)):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(known)}")
     return chosen
 
 
@@ -84,22 +89,20 @@ def main() -> int:
 def measure(lab: Lab, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     """Bring the ways up and fill in the rounds."""
     prepare(lab)
-    peers = () if arguments.no_peers or arguments.wan else PEERS
-    results["absent"] = [peer.name for peer in peers if peer.missing()]
-    ways: list[Way] = [Way(lab), Tpvpn(lab), TpvpnSocket(lab), *(peer(lab) for peer in peers if not peer.missing())]
+    kinds = [kind for name, kind in WAYS.items() if name in (DIRECT, *arguments.ways)]  # all else is set against it
+    results["absent"] = [kind.name for kind in kinds if kind.missing()]
+    ways = [kind(lab) for kind in kinds if not kind.missing()]
     results["ways"] = [way.name for way in ways]
     effort = Effort(arguments.seconds, arguments.pings)
-    chosen: dict[str, Measurement] = {name: MEASUREMENTS[name] for name in arguments.only}
     if arguments.wan:
         emulate(lab, arguments.wan)
-        chosen = {name: MEASUREMENTS[name] for name in ("tcp", "ping", "load")}
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}", file=sys.stderr)
-        results["rounds"].append(one_round(ways, chosen, effort, results["failures"]))
+        results["rounds"].append(one_round(ways, arguments.only, effort, results["failures"]))
 
 
-def one_round(ways: list[Way], chosen: dict[str, Measurement], effort: Effort, failures: list[str]) -> Round:
-    """Every measurement of every way once. What fails is told and left out; the rest goes on."""
+def one_round(ways: list[Way], chosen: list[str], effort: Effort, failures: list[str]) -> Round:
+    """Every chosen measurement of every way once. What fails is told and left out; the rest goes on."""
     figures: Round = {way.name: {} for way in ways}
     up: list[Way] = []
     for way in ways:
@@ -108,10 +111,10 @@ def one_round(ways: list[Way], chosen: dict[str, Measurement], effort: Effort, f
             up.append(way)
         except FAILURES as error:
             _failed(failures, f"{way.name} did not start: {error}")
-    for name, measurement in chosen.items():
+    for name in chosen:
         for way in up:
             try:
-                figures[way.name] |= measurement(way, effort)
+                figures[way.name] |= MEASUREMENTS[name](way, effort)
             except FAILURES as error:
                 _failed(failures, f"{way.name}, {name}: {error}")
     return figures
@@ -167,7 +170,7 @@ def write(results: dict[str, Any], name: str) -> None:
     (RESULTS / f"{name}.md").write_text(page)
     print(page)
     if results["wan"] is None:
-        for way in BARS:
+        for way in with_bars(results["ways"]):
             reached = [verdict is True for _, _, verdict in verdicts(results["rounds"], way)]
             print(f"{way}: {sum(reached)} of {len(reached)} bars reached")
         print(f"{DIRECT} is plain routing through the node")

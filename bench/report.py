@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot
 
-from bench.summary import BARS, DIRECT, METRICS, Metric, Round, median, related, values, verdicts
+from bench.summary import BARS, DIRECT, METRICS, Bar, Metric, Round, median, related, values, verdicts, with_bars
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -26,7 +26,7 @@ def markdown(results: dict[str, Any], plot: str) -> str:
     if results["failures"]:
         parts.append("Failed:\n\n" + "\n".join(f"- {failure}" for failure in results["failures"]))
     if results["wan"] is None:
-        for way in BARS:
+        for way in with_bars(results["ways"]):
             parts += [f"## What {way} must reach", bars_table(rounds, way)]
     parts += ["## All figures", figures_table(rounds, results["ways"]), f"![Relation to the direct path]({plot})"]
     return "\n\n".join(parts) + "\n"
@@ -83,8 +83,13 @@ def _cell(rounds: Sequence[Round], way: str, metric: Metric) -> str:
     return text if way == DIRECT or math.isnan(ratio) else f"{text}, {ratio:.3g} ×"
 
 
+def _share(rounds: Sequence[Round], bar: Bar) -> float:
+    """The share of the direct path's rate that is a bar's limit."""
+    return bar.limit if bar.relation == "of direct" else bar.limit / median(values(rounds, DIRECT, bar.metric))
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Rates as a share of the direct path's, one bar a way, with what must be reached as marks."""
+    """Rates as a share of the direct path's, a row a way, with what each must reach as marks."""
     rounds: list[Round] = results["rounds"]
     rates = [metric for metric in METRICS if metric.unit in ("Gb/s", "packets/s", "1/s")]
     shown = [metric for metric in rates if values(rounds, DIRECT, metric.name)]
@@ -94,11 +99,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
     height = 0.8 / max(1, len(ways))
     marks: list[tuple[float, float]] = []
     for place, way in enumerate(ways):
-        limits = {bar.metric: bar.limit for bar in BARS.get(way, ()) if bar.relation == "of direct"}
+        bars = {bar.metric: bar for bar in BARS.get(way, ())}
         shares = [related(rounds, way, metric.name, "of direct") for metric in shown]
         rows = [row + (place - (len(ways) - 1) / 2) * height for row in range(len(shown))]
         drawn = axes.barh(rows, shares, height * 0.9, label=way, color=COLOURS[place % len(COLOURS)])
-        marks += [(limits[metric.name], at) for metric, at in zip(shown, rows, strict=True) if metric.name in limits]
+        barred = [(bars[metric.name], at) for metric, at in zip(shown, rows, strict=True) if metric.name in bars]
+        marks += [(_share(rounds, bar), at) for bar, at in barred]
         axes.bar_label(drawn, ["" if math.isnan(share) else f"{share:.2f}" for share in shares], padding=3, fontsize=8)
     if marks and results["wan"] is None:
         axes.vlines(

@@ -141,6 +141,11 @@ def related(rounds: Sequence[Round], way: str, metric: str, relation: Relation) 
     return median([relate(value, direct) for value, direct in pairs if value is not None and direct is not None])
 
 
+def with_bars(ways: Iterable[str]) -> list[str]:
+    """Those of the ways that must reach something."""
+    return [way for way in ways if way in BARS]
+
+
 def verdicts(rounds: Sequence[Round], way: str) -> list[tuple[Bar, float, bool | None]]:
     """Each bar of a way with the value reached and whether that is enough; None where nothing was measured."""
     reached = [(bar, related(rounds, way, bar.metric, bar.relation)) for bar in BARS[way]]

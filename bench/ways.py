@@ -60,13 +60,13 @@ class Tpvpn(Way):
 
     def start(self) -> dict[str, float]:
         """Start the manager once, and `tpvpn connect` anew; the seconds from its start until it is ready."""
-        log = f"manager-{self.name}"
-        self._manager = self._manager or self.lab.start_manager(exit=self.exit, listen=self.listen, name=log)
+        if self._manager is None:
+            self._manager = self.lab.start_manager(exit=self.exit, listen=self.listen, name=f"manager-{self.name}")
         _end(self._connect)
         ready, announce = os.pipe()
         began = time.perf_counter()
-        words = self.lab.log(f"connect-{self.name}")
-        with words.open("wb") as log:
+        said = self.lab.log(f"connect-{self.name}")
+        with said.open("wb") as log:
             self._connect = self.lab.popen(
                 "laptop", self._command(announce), pass_fds=[announce], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
@@ -75,7 +75,7 @@ class Tpvpn(Way):
         took = time.perf_counter() - began
         os.close(ready)
         if not told:
-            raise RuntimeError(f"tpvpn connect is not ready: {words.read_text()}")
+            raise RuntimeError(f"tpvpn connect is not ready: {said.read_text()}")
         return {"connect_s": took}
 
     def _command(self, announce: int) -> list[str]:

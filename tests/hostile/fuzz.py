@@ -32,8 +32,8 @@ def main() -> int:
                 raise
             print(
                 f"seed {report.seed}: {report.packets:,} packets, {report.packets / report.seconds:,.0f} a second, "
-                f"{report.answers:,} answers, up to {report.flows:,} flows, "
-                f"{report.congested:,} times congested, {report.growth:+,} KiB, slowest ping "
+                f"{report.answers:,} answers, up to {report.flows:,} flows, {report.congested:,} times congested, "
+                f"{report.growth:+,} KiB, slowest ping "
                 f"{1000 * report.slowest:.1f} ms; {steps:,} steps of connections; "
                 f"{', '.join(f'{k} {v:,}' for k, v in report.counters.items())}",
                 flush=True,

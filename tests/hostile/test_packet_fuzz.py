@@ -26,8 +26,8 @@ def test_nothing_but_counted_drops(offload: bool) -> None:
         report = run(cluster, 1 + offload, offload=offload, packets=120_000)
     assert {name.removeprefix("dropped_") for name in report.counters} == DROPPED | {"invalid", "foreign"}
     assert report.answers > 1000
-    assert report.flows > 300
-    assert report.congested > 5
+    assert report.flows > 100
+    assert report.congested > 20
     assert report.counters["invalid"] > 1000
 
 

@@ -4,11 +4,16 @@ import math
 import random
 
 import pytest
+from bench.main import WAYS, parse
+from bench.measure import MEASUREMENTS
 from bench.report import markdown
 from bench.summary import BARS, METRICS, Bar, Round, median, percentile, related, values, verdicts
 from bench.wan import BUFFER, Direction, Wan
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tpvpn.lab import Lab
+from tpvpn.lab.topology import iperf_addresses, served
 
 some = st.lists(st.floats(-1e6, 1e6), min_size=1)
 
@@ -70,6 +75,23 @@ def test_a_bar_without_figures_has_no_verdict() -> None:
     assert found["requests"] is None
 
 
+def test_each_way_has_an_address_for_itself() -> None:
+    addresses = [kind(Lab("bench")).address for kind in WAYS.values()]
+    assert len(set(addresses)) == len(addresses)
+    assert set(addresses) <= set(iperf_addresses(ipv6=False)) & set(served("cluster", ipv6=False))
+
+
+def test_what_is_measured_by_default_and_over_a_link() -> None:
+    whole, link = parse([]), parse(["--wan", "20,0,100"])
+    assert whole.ways == list(WAYS)
+    assert whole.only == list(MEASUREMENTS)
+    assert link.ways == ["tpvpn", "tpvpn-socket"]
+    assert link.only == ["tcp", "ping", "load"]
+    assert parse(["--ways", "tpvpn", "--wan", "20,0,100"]).ways == ["tpvpn"]
+    with pytest.raises(SystemExit):
+        parse(["--ways", "pigeon"])
+
+
 def test_every_bar_is_about_a_metric() -> None:
     assert {bar.metric for bars in BARS.values() for bar in bars} <= {metric.name for metric in METRICS}
 
@@ -83,6 +105,7 @@ def test_the_page_shows_verdicts_and_failures() -> None:
     )
     assert "| TCP, 1 flow up, Gb/s | 10.000 | 4.000 | 0.30 × | at least 0.3 of direct | pass |" in page
     assert "| TCP, 1 flow up, Gb/s | 10.000 | 3.000 | 0.30 × | at least 0.18 of direct | pass |" in page
+    assert page.index("## What tpvpn must reach") < page.index("## What tpvpn-socket must reach")
     assert "not measured" in page
     assert "- udp: it broke" in page
     assert "Not installed here: a peer." in page
