@@ -9,7 +9,7 @@ It knows which event of one side is what on the other (the protocol itself is `p
     ICMP                     <-  no route, prohibited, …
     nothing                  <-  nothing (a client repeats SYN and gives up as it would without us)
     data                     ->  sent at once; what the socket does not take waits, and the window closes by it
-    data                     <-  read while the window, the send buffer and the link have room
+    data                     <-  read while the send buffer has room, of which the laptop and the link take their time
     FIN                      ->  all data was taken: shutdown
     FIN                      <-  end of file
     RST                      ->  reset: closed with SO_LINGER 0
@@ -141,8 +141,8 @@ class TcpFlow(Flow):
             for segment in connection.segments_to_send(now, 1):
                 outbox.close_frame(write(outbox.view, outbox.at + frame.HEADER_LENGTH, segment, mss))
                 more = bool(segment.payload)
-        if connection.is_closed:
-            self.end()
+        if connection.is_closed and not (connection.readable and self._socket.fileno() >= 0):
+            self.end()  # but what was acknowledged must arrive, though the laptop's side is over
             return False
         self._owner.schedule(self, connection.next_timeout())
         return more
@@ -188,10 +188,6 @@ class TcpFlow(Flow):
             self._owner.loop.add_reader(self._fd, self._on_readable)
         self._paused = False
 
-    def resume(self) -> None:
-        """Read again: the link takes packets."""
-        self._read()
-
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
@@ -199,10 +195,6 @@ class TcpFlow(Flow):
 
     def _on_readable(self) -> None:
         connection, owner = self._connection, self._owner
-        if owner.congested:
-            self._stop_reading()
-            owner.pause(self)
-            return
         for _ in range(_AT_ONCE):
             writable = connection.writable
             room = min(writable, self._read_size)
