@@ -21,7 +21,9 @@ from socket_exits import UNPRIVILEGED, ExitWithin, Manager, Stream, exit_within,
 
 from peers import eventually
 from pod import CLUSTER4, CLUSTER6, POD4, POD6, SERVICE4, inside, readable, run, sysctl, udp_server
+from tpvpn.manager.outbox import SLOT
 from tpvpn.manager.socket_flow import Flow
+from tpvpn.proto.tcp import Connection, Limits
 from tpvpn.wire import frame, ip, tcp
 
 __all__ = ["place"]
@@ -459,6 +461,27 @@ def test_nothing_is_left_after_random_use(place, server: socket.socket, seed: in
                 exit.wind(chance.choice([0.01, 0.3, 3]))
         assert exit.carrier.pool.used <= 200_000 + (1 << 19)
     assert (descriptors(), alive()) == (before, 0)
+
+
+def test_the_outbox_has_room_for_all_that_a_connection_says_at_once() -> None:
+    """One large segment, and acknowledgments that tell of as many ranges as they ever do."""
+    largest = tcp.LARGEST_PACKET - ip.HEADER_LENGTH6 - tcp.HEADER_LENGTH - tcp.TIMESTAMP_LENGTH
+    connection = Connection(Limits(1440, largest))
+    syn = tcp.Segment(999, 0, tcp.SYN, 65535, b"", 1)
+    syn.mss, syn.window_scale, syn.sack_permitted = 1440, 7, True
+    connection.receive_segment(syn, 0)
+    connection.accept(0, 4999)
+    connection.segments_to_send(0)
+    connection.receive_segment(tcp.Segment(1000, 5000, tcp.ACK, 65535, b"", 1), 0)
+    for hole in range(24):
+        connection.receive_segment(tcp.Segment(1001 + 2 * hole, 5000, tcp.ACK, 65535, b"x", 1), 0)
+    connection.write(bytes(1 << 17))
+    segments, end, buffer = connection.segments_to_send(0, 1), 0, bytearray(2 * SLOT)
+    writer = tcp.Writer(bytes(16), 1, bytes(16), 2, offload=True)
+    for segment in segments:
+        end = writer.write(buffer, end + frame.HEADER_LENGTH, segment, connection.send_mss)
+    assert (len(segments), len(segments[-1].payload)) == (9, largest)
+    assert end <= SLOT
 
 
 def test_a_slow_reader_has_no_more_than_its_window(exit: ExitWithin, server: socket.socket) -> None:
