@@ -429,6 +429,66 @@ def test_what_was_acknowledged_arrives_though_both_have_finished(
         eventually(lambda: not exit.carrier.pool.used, 3)
 
 
+def test_a_port_waits_for_what_was_acknowledged_before(exit: ExitWithin, server: socket.socket) -> None:
+    """To the laptop its connection is over; to reset what the server has not read would lose it."""
+    stream, connected = opened(exit, 5221, server)
+    with connected:
+        connected.shutdown(socket.SHUT_WR)
+        stream.expect(lambda got, _: "F" in got.flags)
+        begin = stream.seq
+        stuff(exit, stream)
+        stream.send("FA")
+        stream.expect(lambda got, _: got.ack == stream.seq)
+        exit.wind(3)
+        to = exit.session.to(CLUSTER4)
+        exit.session.packet(to / TCP(sport=5221, dport=8080, flags="S", seq=stream.seq + 9))
+        settle(exit)
+        got = 0
+        while data := connected.recv(1 << 16):
+            got += len(data)
+        assert got == stream.seq - 1 - begin
+    eventually(lambda: not exit.carrier.pool.used, 3)
+    _, connected = opened(exit, 5221, server, seq=stream.seq + 9)
+    connected.close()
+
+
+def test_data_with_a_syn_comes_again_and_a_fin_with_one_is_refused(exit: ExitWithin, server: socket.socket) -> None:
+    to = exit.session.to(CLUSTER4)
+    answer = exit.session.ask(to / TCP(sport=5222, dport=8080, flags="S", seq=7) / Raw(b"early"))
+    assert (answer[TCP].flags, answer[TCP].ack) == ("SA", 8)  # RFC 9293 section 3.10.7.2 lets it be dropped
+    data = TCP(sport=5222, dport=8080, flags="PA", seq=8, ack=answer[TCP].seq + 1)
+    exit.session.packet(to / data / Raw(b"early"))
+    with server.accept()[0] as connected:
+        connected.settimeout(3)
+        assert connected.recv(100) == b"early"
+    settle(exit)
+    flows = len(exit.carrier.table.flows)
+    answer = exit.session.ask(to / TCP(sport=5223, dport=8080, flags="SF", seq=7))
+    assert (answer[TCP].flags, len(exit.carrier.table.flows)) == ("RA", flows)
+
+
+def test_resets_that_cross_leave_nothing(exit: ExitWithin, server: socket.socket) -> None:
+    stream, connected = opened(exit, 5224, server)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with exit.busy():
+        connected.close()
+        stream.send("R")
+    eventually(lambda: not exit.carrier.table.flows, 3)
+
+
+def test_errors_are_told_at_a_rate(exit: ExitWithin) -> None:
+    """A hundred at once, then a thousand a second; the rest is counted."""
+    expired = bytes(exit.session.to(CLUSTER4, ttl=1) / UDP(sport=1, dport=33434))
+    began = time.monotonic()
+    exit.session.socket.sendall(frame.encode(frame.PACKET, expired) * 2000)
+    eventually(lambda: exit.carrier.counters.received_packets == 2000, 5)
+    most, told = 100 + 1000 * (time.monotonic() - began), 0
+    while exit.session.next_packet(0.1) is not None:
+        told += 1
+    assert 100 <= told <= most
+    assert exit.carrier.dropped["unanswered"] == 2000 - told
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_left_after_random_use(place, server: socket.socket, seed: int) -> None:
     """Held, half open, flows, descriptors: what `exit_within` looks at in the end."""

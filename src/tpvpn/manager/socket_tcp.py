@@ -89,7 +89,14 @@ class TcpFlow(Flow):
     def gives_way_to(self, segment: tcp.Segment) -> bool:
         """Whether a new connection from the same port begins, and this one has ended."""
         begins = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
-        return begins and (self._connection.is_closed or self._connection.gives_way_to(segment))
+        if not begins or self._is_delivering:
+            return False
+        return self._connection.is_closed or self._connection.gives_way_to(segment)
+
+    @property
+    def _is_delivering(self) -> bool:
+        """The socket has still to take what was acknowledged, also when the laptop's side is over."""
+        return self._connection.readable > 0 and self._socket.fileno() >= 0
 
     def receive(self, segment: tcp.Segment, now: float) -> None:
         """Take a segment; `advance` comes when all that came together are there."""
@@ -141,8 +148,8 @@ class TcpFlow(Flow):
             for segment in connection.segments_to_send(now, 1):
                 outbox.close_frame(write(outbox.view, outbox.at + frame.HEADER_LENGTH, segment, mss))
                 more = bool(segment.payload)
-        if connection.is_closed and not (connection.readable and self._socket.fileno() >= 0):
-            self.end()  # but what was acknowledged must arrive, though the laptop's side is over
+        if connection.is_closed and not self._is_delivering:
+            self.end()
             return False
         self._owner.schedule(self, connection.next_timeout())
         return more
