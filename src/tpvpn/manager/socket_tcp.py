@@ -9,7 +9,7 @@ It knows which event of one side is what on the other (the protocol itself is `p
     ICMP                     <-  no route, prohibited, …
     nothing                  <-  nothing (a client repeats SYN and gives up as it would without us)
     data                     ->  sent at once; what the socket does not take waits, and the window closes by it
-    data                     <-  read while the window, the send buffer and the link have room
+    data                     <-  read while the send buffer has room, of which the laptop and the link take their time
     FIN                      ->  all data was taken: shutdown
     FIN                      <-  end of file
     RST                      ->  reset: closed with SO_LINGER 0
@@ -89,7 +89,14 @@ class TcpFlow(Flow):
     def gives_way_to(self, segment: tcp.Segment) -> bool:
         """Whether a new connection from the same port begins, and this one has ended."""
         begins = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
-        return begins and (self._connection.is_closed or self._connection.gives_way_to(segment))
+        if not begins or self._is_delivering:
+            return False
+        return self._connection.is_closed or self._connection.gives_way_to(segment)
+
+    @property
+    def _is_delivering(self) -> bool:
+        """The socket has still to take what was acknowledged, also when the laptop's side is over."""
+        return self._connection.readable > 0 and self._socket.fileno() >= 0
 
     def receive(self, segment: tcp.Segment, now: float) -> None:
         """Take a segment; `advance` comes when all that came together are there."""
@@ -141,7 +148,7 @@ class TcpFlow(Flow):
             for segment in connection.segments_to_send(now, 1):
                 outbox.close_frame(write(outbox.view, outbox.at + frame.HEADER_LENGTH, segment, mss))
                 more = bool(segment.payload)
-        if connection.is_closed:
+        if connection.is_closed and not self._is_delivering:
             self.end()
             return False
         self._owner.schedule(self, connection.next_timeout())
@@ -188,10 +195,6 @@ class TcpFlow(Flow):
             self._owner.loop.add_reader(self._fd, self._on_readable)
         self._paused = False
 
-    def resume(self) -> None:
-        """Read again: the link takes packets."""
-        self._read()
-
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
@@ -199,10 +202,6 @@ class TcpFlow(Flow):
 
     def _on_readable(self) -> None:
         connection, owner = self._connection, self._owner
-        if owner.congested:
-            self._stop_reading()
-            owner.pause(self)
-            return
         for _ in range(_AT_ONCE):
             writable = connection.writable
             room = min(writable, self._read_size)
