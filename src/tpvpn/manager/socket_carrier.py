@@ -355,10 +355,11 @@ class SocketCarrier:
         """Go on: the link takes packets again."""
         if not self._running:
             return
-        self._drain()
         paused, self._paused = self._paused, {}
+        self._draining = True  # what flows have to say now is said below
         for flow in paused:
             flow.resume()
+        self._drain()
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

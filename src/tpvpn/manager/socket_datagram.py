@@ -113,7 +113,9 @@ class DatagramFlow(Flow):
         return self._identification
 
     def resume(self) -> None:
+        """Read at once: the link takes packets, and a turn later may be full again."""
         self._owner.loop.add_reader(self._fd, self._on_readable)
+        self._on_readable()
 
     def handle_timeout(self, now: float) -> None:
         self.end()

@@ -33,7 +33,7 @@ from tpvpn.wire import frame, ip, tcp
 BUFFER = 1 << 20
 """Bytes that a flow may hold in each direction."""
 _AT_ONCE = 4
-"""Reads in a row from a socket that has more, and segments in a turn: then others have theirs."""
+"""Reads in a row from a socket that has more: then others have theirs."""
 _MOST_PIECES = 512  # IOV_MAX is 1024
 _LONGEST_KEEPALIVE = 7200
 """Seconds; the default of net.ipv4.tcp_keepalive_time, so that none is asked more rarely than before."""
@@ -131,16 +131,12 @@ class TcpFlow(Flow):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
 
     def write(self, outbox: Outbox, now: float) -> bool:
-        """Put segments into the outbox: as many as there is room for."""
-        connection, write, mss = self._connection, self._writer.write, self._connection.send_mss
-        more = True
-        for _ in range(_AT_ONCE):
-            if not more or not outbox.room:
-                break
-            more = False
-            for segment in connection.segments_to_send(now, 1):
-                outbox.close_frame(write(outbox.view, outbox.at + frame.HEADER_LENGTH, segment, mss))
-                more = bool(segment.payload)
+        """Put a segment into the outbox; whether there may be more. One a turn: others wait for as little as can be."""
+        connection, more = self._connection, False
+        for segment in connection.segments_to_send(now, 1):
+            start = outbox.at + frame.HEADER_LENGTH
+            outbox.close_frame(self._writer.write(outbox.view, start, segment, connection.send_mss))
+            more = bool(segment.payload)
         if connection.is_closed:
             self.end()
             return False
@@ -189,8 +185,10 @@ class TcpFlow(Flow):
         self._paused = False
 
     def resume(self) -> None:
-        """Read again: the link takes packets."""
+        """Read at once: the link takes packets, and a turn later may be full again."""
         self._read()
+        if self._reading:
+            self._on_readable()
 
     def _stop_reading(self) -> None:
         if self._reading:
