@@ -1,11 +1,10 @@
 """The command of `scripts/fuzz`: runs of `packet_fuzz`, each with a seed of its own, until the time is over."""
 
-import asyncio
 import secrets
 import sys
 import time
 
-from packet_fuzz import Failure, allow_descriptors, fuzz
+from packet_fuzz import Failure, allow_descriptors, run
 
 from pod import inside, pod_and_cluster, sysctl
 
@@ -23,13 +22,14 @@ def main() -> int:
         sysctl(pod, "ipv4/ping_group_range", "0 2147483647")
         while True:
             try:
-                report = asyncio.run(fuzz(cluster, seed, offload=bool(seed & 1), packets=PACKETS))
+                report = run(cluster, seed, offload=bool(seed & 1), packets=PACKETS)
             except Failure as failure:
                 print(f"{failure}\nrepeat it with: scripts/fuzz 0 {seed}")
                 return 1
             print(
                 f"seed {report.seed}: {report.packets:,} packets, {report.packets / report.seconds:,.0f} a second, "
-                f"{report.answers:,} answers, up to {report.flows:,} flows, {report.growth:+,} KiB, slowest ping "
+                f"{report.answers:,} answers, up to {report.flows:,} flows, {report.congested:,} times congested, "
+                f"{report.growth:+,} KiB, slowest ping "
                 f"{1000 * report.slowest:.1f} ms; {', '.join(f'{k} {v:,}' for k, v in report.counters.items())}",
                 flush=True,
             )

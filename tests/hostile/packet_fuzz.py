@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packets import Packets
+from socket_exits import WoundLoop
 
 from pod import CLUSTER4, CLUSTER6, SERVICE4, inside
 from tpvpn.link import Link
@@ -47,6 +48,8 @@ class Report:
     answers: int = 0
     flows: int = 0
     """The most that were open at once."""
+    congested: int = 0
+    """How often the link was found to take nothing."""
     seconds: float = 0.0
     growth: int = 0
     """KiB of resident memory."""
@@ -96,6 +99,7 @@ class Side:
 
     def __init__(self, way_out: SocketExit, *, offload: bool) -> None:
         ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
         self.client = theirs
         theirs.setblocking(False)
         self.place: SocketPlace = way_out.add_session(None, None, offload=offload)
@@ -130,31 +134,39 @@ class Side:
             raise Failure(f"the exit has ended the link: {self.lost}") from error
 
 
-async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seconds: float = 0.0) -> Report:
-    """In the pod's namespace: run until so many packets were sent and so much time is over; the report, or Failure."""
+async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int) -> Report:
+    """In the pod's namespace: run until so many packets were sent; the report, or Failure."""
     report, began = Report(seed), time.monotonic()
     chance = random.Random(seed)
     async with _watched() as errors, echoing(cluster):
         descriptors = len(os.listdir("/proc/self/fd"))
-        way_out = SocketExit(identity="fuzz")
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, WoundLoop)
+        way_out = SocketExit(identity="fuzz", clock=loop.time)
         way_out.open()
         hostile, honest = Side(way_out, offload=offload), Side(way_out, offload=False)
         trace = Trace(hostile.carrier)
         targets = (CLUSTER4, SERVICE4, CLUSTER6)
         own = hostile.place.ipv4 or "", hostile.place.ipv6 or ""
         source, before = Packets(seed, own, targets, offload=offload), 0
-        while report.packets < packets or time.monotonic() < began + seconds:
+        deaf = False
+        while report.packets < packets:
             stream = b"".join(frame.encode(frame.PACKET, source.next()) for _ in range(BATCH))
+            if chance.random() < 0.1:
+                deaf = not deaf  # nobody takes the answers: the link is congested
+            if chance.random() < 0.05:
+                loop.ahead += chance.choice((0.3, 3, 70))  # timers that are due, associations that were idle
             while stream:
                 cut = chance.choice((1, 5, 1000, 60_000, len(stream)))
                 await hostile.send(stream[:cut])
                 stream = stream[cut:]
                 await asyncio.sleep(0)
-                for payload in hostile.heard():
+                for payload in () if deaf else hostile.heard():
                     source.hear(payload)
                     report.answers += 1
             report.packets += BATCH
             report.flows = max(report.flows, len(hostile.carrier.table.flows))
+            report.congested += hostile.link.congested
             report.slowest = max(report.slowest, await _ask(honest, report.packets))
             if report.packets == 8 * BATCH:
                 before = _resident()
@@ -259,6 +271,12 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def _echo_datagram(server: socket.socket) -> None:
     with contextlib.suppress(OSError):
         server.sendto(*server.recvfrom(65_536))
+
+
+def run(cluster: str, seed: int, *, offload: bool, packets: int) -> Report:
+    """`fuzz` on a loop whose clock can be put forward."""
+    with asyncio.Runner(loop_factory=WoundLoop) as runner:
+        return runner.run(fuzz(cluster, seed, offload=offload, packets=packets))
 
 
 def allow_descriptors() -> None:

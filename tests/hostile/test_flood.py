@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
+from scapy.packet import Packet
 from socket_exits import Manager, Session, manager_in, place
 
 from peers import eventually
@@ -16,9 +17,10 @@ from tpvpn.wire import frame
 __all__ = ["place"]
 
 SECONDS = 3.0
-FILTERED, OPEN, CLOSED = 8082, 8080, 8081
-MOST = 0.1
-"""Seconds that 99 of 100 pings of the other session may take."""
+FILTERED, OPEN, CLOSED, OWN = 8082, 8080, 8081, 8084
+"""OWN is open too, for the session that does not flood."""
+USUAL, MOST = 0.08, 0.25
+"""Seconds that half, and 99 of 100, of the other session's questions may take on a machine that does much else."""
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +40,25 @@ def manager(place) -> Iterator[Manager]:
 
 @pytest.fixture
 def server(place) -> Iterator[None]:
-    """Accepts on the open port, and closes at once."""
+    """Accepts on the open ports, and closes at once."""
     with inside(place[1]):
-        listening = socket.create_server((CLUSTER4, OPEN), backlog=4096)
+        listening = [socket.create_server((CLUSTER4, port), backlog=4096) for port in (OPEN, OWN)]
 
-    def serve() -> None:
+    def serve(one: socket.socket) -> None:
         while True:
             try:
-                listening.accept()[0].close()
+                one.accept()[0].close()
             except OSError:
                 return
 
-    thread = threading.Thread(target=serve)
-    thread.start()
+    threads = [threading.Thread(target=serve, args=(one,)) for one in listening]
+    for thread in threads:
+        thread.start()
     yield
-    listening.shutdown(socket.SHUT_RDWR)
-    listening.close()
-    thread.join()
+    for one, thread in zip(listening, threads, strict=True):
+        one.shutdown(socket.SHUT_RDWR)
+        one.close()
+        thread.join()
 
 
 def flood(session: Session, packets: list[bytes], until: float) -> int:
@@ -90,7 +94,11 @@ def test_others_are_answered_meanwhile(manager: Manager, server: None, kind: str
         flooding.join()
         after = manager.metrics()
         assert len(times) > 20
-        assert sorted(times)[len(times) * 99 // 100] < MOST, (sent, sorted(times)[-5:])
+        times.sort()
+        median, slow = times[len(times) // 2], times[len(times) * 99 // 100]
+        print(f"{kind}: {sum(sent)} packets; {len(times)} questions: {1000 * median:.0f} ms, p99 {1000 * slow:.0f} ms")
+        assert median < USUAL, times[-5:]
+        assert slow < MOST, times[-5:]
         counter = {"filtered": "tpvpn_exit_dropped_half_open_total", "foreign": "tpvpn_foreign_packets_total"}.get(kind)
         assert counter is None or after[counter] - before[counter] > 10_000, sent
         assert manager.descriptors() - descriptors < 4100
@@ -98,15 +106,27 @@ def test_others_are_answered_meanwhile(manager: Manager, server: None, kind: str
 
 
 def answered(session: Session, until: float) -> Iterator[float]:
-    """How long each of pings and refused connections took, one after the other."""
+    """How long each of pings, connections and refused connections took, one after the other."""
+    session.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as a laptop has it
     number = 0
     while time.monotonic() < until:
         number += 1
-        began = time.monotonic()
-        reply = session.ask(session.to(CLUSTER4) / ICMP(id=7, seq=number))
+        reply, seconds = asked(session, session.to(CLUSTER4) / ICMP(id=7, seq=number))
         assert reply[ICMP].seq == number
-        yield time.monotonic() - began
-        began = time.monotonic()
-        refused = session.ask(session.to(CLUSTER4) / TCP(sport=1000 + number, dport=CLOSED, flags="S"))
-        assert refused[TCP].flags == "RA"
-        yield time.monotonic() - began
+        yield seconds
+        for port, flags in ((CLOSED, "RA"), (OWN, "SA")):
+            syn = TCP(sport=1000 + number, dport=port, flags="S", seq=0)
+            answer, seconds = asked(session, session.to(CLUSTER4) / syn)
+            assert answer[TCP].flags == flags
+            yield seconds
+        session.packet(session.to(CLUSTER4) / TCP(sport=1000 + number, dport=OWN, flags="R", seq=1))
+
+
+def asked(session: Session, packet: Packet) -> tuple[Packet, float]:
+    """The answer, and how long it took."""
+    payload = bytes(packet)  # which takes scapy longer than it may take the manager
+    began = time.monotonic()
+    session.send(frame.PACKET, payload)
+    answer = session.next_packet()
+    assert answer is not None, "no answer"
+    return answer, time.monotonic() - began

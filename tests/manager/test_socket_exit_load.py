@@ -25,6 +25,8 @@ __all__ = ["place"]
 
 FLOWS = 10_000
 AT_ONCE = 500
+TICK = 0.01
+"""Seconds in which the kernel counts processor time."""
 IN_A_ROW = int(os.environ.get("TPVPN_TEST_CONNECTIONS", "6000"))
 FIN, PSH_ACK = tcp.FIN | tcp.ACK, tcp.PSH | tcp.ACK
 Target = tuple[str, int]
@@ -61,6 +63,13 @@ def accepted(place) -> Iterator[list[socket.socket]]:
     thread.join()
     for connection in connections:
         connection.close()
+
+
+def cpu_in(manager: Manager, seconds: float) -> float:
+    """The processor time it uses within so many seconds."""
+    before = manager.cpu()
+    time.sleep(seconds)
+    return manager.cpu() - before
 
 
 class Many:
@@ -176,9 +185,8 @@ def test_ten_thousand_idle_flows_cost_little_and_leave_nothing(manager: Manager,
         print(f"{FLOWS / (time.monotonic() - began):.0f} connections a second, {1e6 * cpu / FLOWS:.0f} µs each")
         print(f"{manager.rss() // 1024} MiB")
         assert manager.rss() < 150 << 10
-        before = manager.cpu()
-        time.sleep(2)
-        assert manager.cpu() - before < 0.025
+        idle = [cpu_in(manager, 3.0) for _ in range(2)]  # in the first the handshakes' last timers may expire
+        assert min(idle) < 0.01 * 3.0 + TICK / 2, idle
         assert session.ask(session.to(CLUSTER4) / ICMP())[ICMP].type == 0
     eventually(lambda: manager.descriptors() <= descriptors, 10, "every socket is closed")
 
@@ -186,6 +194,7 @@ def test_ten_thousand_idle_flows_cost_little_and_leave_nothing(manager: Manager,
 def test_short_connections_in_a_row_leave_nothing(manager: Manager, accepted: list[socket.socket]) -> None:
     with manager.session() as session:
         many = Many(session)
+        assert session.answers()  # all that a session opens is open
         descriptors = manager.descriptors()
         rss = []
         for _ in range(10):
