@@ -661,6 +661,36 @@ def test_bulk_flows_do_not_keep_answers_waiting(place, exit: ExitWithin, server:
         bulk.close()
 
 
+def test_small_answers_do_not_wait_behind_bulk_flows_on_a_full_link(exit: ExitWithin, server: socket.socket) -> None:
+    """What a ping and an open connection hear is among the first that a link brings which has been full."""
+    flows, window = 64, 65_535
+    with contextlib.ExitStack() as stack:
+        streams = [opened(exit, port, server) for port in range(5300, 5301 + flows)]
+        for stream, connected in streams:
+            stack.enter_context(connected)
+            stack.callback(stream.send, "R")
+        (_, served), *bulk = streams
+        with exit.busy():
+            for _, connected in bulk:
+                connected.sendall(bytes(window))
+        eventually(lambda: exit.carrier.congested, 3)
+        idle = len(exit.carrier.table.flows)
+        exit.session.packet(exit.session.to(CLUSTER4) / ICMP(id=9))
+        served.sendall(b"an answer")
+        eventually(lambda: len(exit.carrier.table.flows) > idle, 3)
+        waiting, before = {"ping", "answer"}, 0
+        while waiting:
+            eventually(lambda: exit.carrier.congested, 3, f"all bulk data came before {waiting}")
+            packet = exit.session.next_packet()
+            assert packet is not None, waiting
+            before += len(packet)
+            if ICMP in packet:
+                waiting.discard("ping")
+            elif packet[TCP].dport == 5300 and Raw in packet:
+                waiting.discard("answer")
+        assert before < flows * window / 2
+
+
 # -- policy ------------------------------------------------------------------------------------------------------------
 
 ANYWHERE = ("--destination", "0.0.0.0/0", "--destination", "::/0")
