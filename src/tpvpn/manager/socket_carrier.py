@@ -7,9 +7,9 @@ Theory of operation. Nothing awaits, and nothing is logged for a packet.
 - Link to sockets: one receive brings a run of frames. Each goes to its flow at once, as a view of the receive buffer;
   when all are there, the flows that had some advance: one send into a socket and one acknowledgment for all of them.
 - Sockets to link: the flow of a readable socket gets a turn to write; the turns of one pass of the event loop fill one
-  buffer and leave by one send. While the link is congested there are no turns: the buffers of connections fill, by
-  which the windows of the real ones close, and the queues of the others drop. A flow that begins to want a turn has it
-  before those that had one and want more (as in RFC 8290 section 4.2): an answer does not wait for downloads.
+  buffer and leave by one send. While the link is congested there are no turns, and connections with something on its
+  way are not read: the windows of the real ones close, and the queues of the others drop. A flow that begins to want a
+  turn has it before those that had one and want more (as in RFC 8290 section 4.2): no answer waits for downloads.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ ERROR_RATE, ERROR_BURST = 1000.0, 100.0
 _HEADER = frame.HEADER_LENGTH
 _F = TypeVar("_F", UdpFlow, EchoFlow)
 _TURN, _LOOK = 0.004, 15
-"""Seconds that a session receives in a row, looked at every 16 packets: of the smallest 10,000 come at once, and would
-keep all others waiting for 0.2 s."""
+"""Seconds that a session receives, or sends, in a row. Looked at every 16 packets: of the smallest 10,000 come at once,
+and would keep all others waiting for 0.2 s."""
 _TURNS = 1 << 18  # bytes gathered before they are sent while more flows wait for their turn
 
 
@@ -342,6 +342,9 @@ class SocketCarrier:
                 turns[flow] = None
             if outbox.at > _TURNS:
                 outbox.flush()
+                if self.clock() > now + _TURN:  # what has come meanwhile is looked at before the rest
+                    self._flush_soon()
+                    break
         outbox.flush()
         self.counters.sent_packets, self.counters.sent_bytes = outbox.packets, outbox.bytes
         self.dropped["queue"] = outbox.dropped

@@ -9,7 +9,7 @@ It knows which event of one side is what on the other (the protocol itself is `p
     ICMP                     <-  no route, prohibited, …
     nothing                  <-  nothing (a client repeats SYN and gives up as it would without us)
     data                     ->  sent at once; what the socket does not take waits, and the window closes by it
-    data                     <-  read while the send buffer has room, of which the laptop and the link take their time
+    data                     <-  read while the send buffer has room, and the link or nothing on its way
     FIN                      ->  all data was taken: shutdown
     FIN                      <-  end of file
     RST                      ->  reset: closed with SO_LINGER 0
@@ -61,7 +61,7 @@ class TcpFlow(Flow):
         self._held = 0
         self._heard_at, self._keepalive = 0.0, 0
         self._ended = False
-        self._reading = self._writing = self._paused = False
+        self._reading = self._writing = self._paused = self._reads_in_turn = False
         self._client_finished = self._told_finished = self._cluster_finished = False
         self._socket = socket.socket(family_of(real), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -140,6 +140,9 @@ class TcpFlow(Flow):
     def write(self, outbox: Outbox, now: float) -> bool:
         """Put segments into the outbox: as many as there is room for."""
         connection, write, mss = self._connection, self._writer.write, self._connection.send_mss
+        if self._reads_in_turn:
+            self._reads_in_turn = False
+            self._read()
         more = True
         for _ in range(_AT_ONCE):
             if not more or not outbox.room:
@@ -202,6 +205,11 @@ class TcpFlow(Flow):
 
     def _on_readable(self) -> None:
         connection, owner = self._connection, self._owner
+        if owner.congested and connection.writable < BUFFER:  # one that has nothing on its way may say something
+            self._stop_reading()
+            self._reads_in_turn = True
+            owner.wants_turn(self)
+            return
         for _ in range(_AT_ONCE):
             writable = connection.writable
             room = min(writable, self._read_size)
