@@ -143,7 +143,7 @@ class DatagramFlow(Flow):
                 self._read_on(failed=not isinstance(error, BlockingIOError) or not count)
                 break
             self._answer(data)
-        self.due = now + self.idle
+            self.due = now + self.idle
         return self._ready
 
     def _read_on(self, *, failed: bool) -> None:
