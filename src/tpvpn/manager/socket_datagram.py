@@ -127,6 +127,8 @@ class DatagramFlow(Flow):
         if self._owner.congested:  # the socket's queue is the one that drops, until it is this flow's turn
             self._owner.loop.remove_reader(self._fd)
             self._reading = False
+        else:  # now: the loop would find it readable once more before its turn
+            self.write(self._owner.outbox, self._owner.clock())
         self._owner.wants_turn(self)
 
     def write(self, outbox: Outbox, now: float) -> bool:
