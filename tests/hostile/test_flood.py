@@ -11,7 +11,7 @@ from scapy.packet import Packet
 from socket_exits import Manager, Session, manager_in, place
 
 from peers import eventually
-from pod import CLUSTER4, inside, run
+from pod import CLUSTER4, filtering, inside
 from tpvpn.wire import frame
 
 __all__ = ["place"]
@@ -25,16 +25,7 @@ USUAL, MOST = 0.08, 0.25
 
 @pytest.fixture(scope="module")
 def manager(place) -> Iterator[Manager]:
-    run(
-        "ip",
-        "netns",
-        "exec",
-        place[1],
-        "nft",
-        "add table inet f; add chain inet f i { type filter hook input priority 0; }",
-    )
-    run("ip", "netns", "exec", place[1], "nft", f"add rule inet f i tcp dport {FILTERED} drop")
-    with manager_in(place[0]) as manager:
+    with filtering(place[1], f"tcp dport {FILTERED} drop"), manager_in(place[0]) as manager:
         yield manager
 
 
