@@ -81,6 +81,18 @@ def pod_and_cluster() -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
+def filtering(name: str, *rules: str) -> Iterator[None]:
+    """A firewall in a namespace, with these rules of nft for what comes in."""
+    chain = "add table inet filtering; add chain inet filtering input { type filter hook input priority 0; }"
+    for words in (chain, *(f"add rule inet filtering input {rule}" for rule in rules)):
+        run("ip", "netns", "exec", name, "nft", words)
+    try:
+        yield
+    finally:
+        run("ip", "netns", "exec", name, "nft", "delete table inet filtering")
+
+
+@contextlib.contextmanager
 def udp_server(name: str, address: str, port: int) -> Iterator[socket.socket]:
     """A bound UDP socket in a namespace."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

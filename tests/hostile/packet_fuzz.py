@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packets import Packets
+from socket_exits import WoundLoop
 
 from pod import CLUSTER4, CLUSTER6, SERVICE4, inside
 from tpvpn.link import Link
 from tpvpn.manager.socket_carrier import SocketCarrier
-from tpvpn.manager.socket_exit import SocketExit, SocketPlace
+from tpvpn.manager.socket_exit import MAX_FLOWS, MAX_MEMORY, SocketExit, SocketPlace
+from tpvpn.proto.flow import Pool
 from tpvpn.transport.stream import Stream
 from tpvpn.wire import frame, icmp, ip
 from tpvpn.wire.vnet import Offload
@@ -30,6 +32,10 @@ from tpvpn.wire.vnet import Offload
 BATCH = 256
 """Packets between two questions of the honest session."""
 PATIENCE = 2.0
+TIGHT = 500, 200_000
+"""Flows and bytes of every other pair of seeds, so that the limits are met too."""
+LEAPS = (0.3, 3.0, 11.0, 31.0, 70.0, 200.0, 1000.0)
+"""Seconds that pass at once now and then: each kind of timer has its turn."""
 GROWTH = 48 << 10
 """KiB of resident memory that a run may add: buffers are bounded."""
 
@@ -47,6 +53,8 @@ class Report:
     answers: int = 0
     flows: int = 0
     """The most that were open at once."""
+    congested: int = 0
+    """How often the link was found to take nothing."""
     seconds: float = 0.0
     growth: int = 0
     """KiB of resident memory."""
@@ -96,6 +104,7 @@ class Side:
 
     def __init__(self, way_out: SocketExit, *, offload: bool) -> None:
         ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
         self.client = theirs
         theirs.setblocking(False)
         self.place: SocketPlace = way_out.add_session(None, None, offload=offload)
@@ -130,34 +139,44 @@ class Side:
             raise Failure(f"the exit has ended the link: {self.lost}") from error
 
 
-async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seconds: float = 0.0) -> Report:
-    """In the pod's namespace: run until so many packets were sent and so much time is over; the report, or Failure."""
+async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int) -> Report:
+    """In the pod's namespace: run until so many packets were sent; the report, or Failure."""
     report, began = Report(seed), time.monotonic()
     chance = random.Random(seed)
     async with _watched() as errors, echoing(cluster):
         descriptors = len(os.listdir("/proc/self/fd"))
-        way_out = SocketExit(identity="fuzz")
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, WoundLoop)
+        way_out = SocketExit(identity="fuzz", clock=loop.time)
         way_out.open()
+        flows, memory = TIGHT if seed & 2 else (MAX_FLOWS, MAX_MEMORY)
+        way_out.pool = Pool(flows, memory)
         hostile, honest = Side(way_out, offload=offload), Side(way_out, offload=False)
         trace = Trace(hostile.carrier)
         targets = (CLUSTER4, SERVICE4, CLUSTER6)
         own = hostile.place.ipv4 or "", hostile.place.ipv6 or ""
         source, before = Packets(seed, own, targets, offload=offload), 0
-        while report.packets < packets or time.monotonic() < began + seconds:
+        deaf = False
+        while report.packets < packets:
             stream = b"".join(frame.encode(frame.PACKET, source.next()) for _ in range(BATCH))
+            if chance.random() < 0.1:
+                deaf = not deaf  # nobody takes the answers: the link is congested
+            if chance.random() < 0.05:
+                loop.ahead += chance.choice(LEAPS)
             while stream:
                 cut = chance.choice((1, 5, 1000, 60_000, len(stream)))
                 await hostile.send(stream[:cut])
                 stream = stream[cut:]
                 await asyncio.sleep(0)
-                for payload in hostile.heard():
+                for payload in () if deaf else hostile.heard():
                     source.hear(payload)
                     report.answers += 1
             report.packets += BATCH
             report.flows = max(report.flows, len(hostile.carrier.table.flows))
+            report.congested += hostile.link.congested
             report.slowest = max(report.slowest, await _ask(honest, report.packets))
             if report.packets == 8 * BATCH:
-                before = _resident()
+                before = resident()
             if trace.lost:
                 errors.append(f"neither carried nor counted: {trace.lost[0]}")
             if errors or hostile.lost:
@@ -165,7 +184,7 @@ async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seco
         await _ask(honest, 1)
         if trace.packets != report.packets:
             raise Failure(f"seed {seed}: {report.packets} packets were sent, {trace.packets} came")
-        report.growth = _resident() - before
+        report.growth = resident() - before
         report.seconds = time.monotonic() - began
         counters = hostile.carrier.counters
         report.counters = way_out.counters() | {
@@ -175,18 +194,19 @@ async def fuzz(cluster: str, seed: int, *, offload: bool, packets: int = 0, seco
         hostile.close()
         honest.close()
         gc.collect()
-        await _settle(way_out, descriptors, report)
+        await _settle(way_out, flows, descriptors, report)
         if errors:
             raise Failure(f"seed {seed}, at the end: {errors[0]}")
     return report
 
 
-async def _settle(way_out: SocketExit, descriptors: int, report: Report) -> None:
+async def _settle(way_out: SocketExit, flows: int, descriptors: int, report: Report) -> None:
     """All that the sessions had is given back; the cluster's servers hear of it a moment later."""
     deadline = time.monotonic() + PATIENCE
     while True:
         left = {
             "bytes in buffers": way_out.pool.used,
+            "flows": flows - way_out.pool._free,
             "descriptors": max(0, len(os.listdir("/proc/self/fd")) - descriptors),
             "KiB of memory": report.growth if report.growth > GROWTH else 0,
         }
@@ -261,12 +281,19 @@ def _echo_datagram(server: socket.socket) -> None:
         server.sendto(*server.recvfrom(65_536))
 
 
+def run(cluster: str, seed: int, *, offload: bool, packets: int) -> Report:
+    """`fuzz` on a loop whose clock can be put forward."""
+    with asyncio.Runner(loop_factory=WoundLoop) as runner:
+        return runner.run(fuzz(cluster, seed, offload=offload, packets=packets))
+
+
 def allow_descriptors() -> None:
     """As many as the manager would take."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _resident() -> int:
+def resident() -> int:
+    """KiB of memory that this process has."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize() // 1024

@@ -11,7 +11,7 @@ from scapy.packet import Packet
 from socket_exits import Manager, Session, manager_in, place
 
 from peers import eventually
-from pod import CLUSTER4, inside, run
+from pod import CLUSTER4, filtering, inside
 from tpvpn.wire import frame
 
 __all__ = ["place"]
@@ -19,22 +19,13 @@ __all__ = ["place"]
 SECONDS = 3.0
 FILTERED, OPEN, CLOSED, OWN = 8082, 8080, 8081, 8084
 """OWN is open too, for the session that does not flood."""
-MOST = 0.1
-"""Seconds that 99 of 100 questions of the other session may take."""
+USUAL, MOST = 0.08, 0.25
+"""Seconds that half, and 99 of 100, of the other session's questions may take on a machine that does much else."""
 
 
 @pytest.fixture(scope="module")
 def manager(place) -> Iterator[Manager]:
-    run(
-        "ip",
-        "netns",
-        "exec",
-        place[1],
-        "nft",
-        "add table inet f; add chain inet f i { type filter hook input priority 0; }",
-    )
-    run("ip", "netns", "exec", place[1], "nft", f"add rule inet f i tcp dport {FILTERED} drop")
-    with manager_in(place[0]) as manager:
+    with filtering(place[1], f"tcp dport {FILTERED} drop"), manager_in(place[0]) as manager:
         yield manager
 
 
@@ -93,11 +84,12 @@ def test_others_are_answered_meanwhile(manager: Manager, server: None, kind: str
         times = list(answered(honest, until))
         flooding.join()
         after = manager.metrics()
-        assert len(times) > 50
-        print(
-            kind, sum(sent), len(times), [round(1000 * sorted(times)[len(times) * q // 100], 1) for q in (50, 90, 99)]
-        )
-        assert sorted(times)[len(times) * 99 // 100] < MOST, (sent, sorted(times)[-5:])
+        assert len(times) > 20
+        times.sort()
+        median, slow = times[len(times) // 2], times[len(times) * 99 // 100]
+        print(f"{kind}: {sum(sent)} packets; {len(times)} questions: {1000 * median:.0f} ms, p99 {1000 * slow:.0f} ms")
+        assert median < USUAL, times[-5:]
+        assert slow < MOST, times[-5:]
         counter = {"filtered": "tpvpn_exit_dropped_half_open_total", "foreign": "tpvpn_foreign_packets_total"}.get(kind)
         assert counter is None or after[counter] - before[counter] > 10_000, sent
         assert manager.descriptors() - descriptors < 4100

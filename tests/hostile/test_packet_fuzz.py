@@ -6,7 +6,7 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from packet_fuzz import Side, allow_descriptors, echoing, fuzz
+from packet_fuzz import Side, allow_descriptors, echoing, run
 from packets import padding
 
 from pod import CLUSTER6, inside, pod_and_cluster, sysctl
@@ -23,10 +23,11 @@ def test_nothing_but_counted_drops(offload: bool) -> None:
     allow_descriptors()
     with pod_and_cluster() as (pod, cluster), inside(pod):
         sysctl(pod, "ipv4/ping_group_range", "0 2147483647")
-        report = asyncio.run(fuzz(cluster, 1 + offload, offload=offload, packets=200_000))
+        report = run(cluster, 1 + offload, offload=offload, packets=120_000)
     assert {name.removeprefix("dropped_") for name in report.counters} == DROPPED | {"invalid", "foreign"}
     assert report.answers > 1000
-    assert report.flows > 300
+    assert report.flows > 100
+    assert report.congested > 20
     assert report.counters["invalid"] > 1000
 
 

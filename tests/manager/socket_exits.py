@@ -82,11 +82,14 @@ class Stream:
         self._session, self._address, self._ports = session, address, (source_port, port)
         self.seq, self.ack = 1000, 0
         self.window = 65535
+        self.options: list[tuple[str, int]] = []  # of the SYN
         self._acknowledged, self._offered = 1001, 65535
 
     def segment(self, flags: str, data: bytes = b"") -> Packet:
         source, port = self._ports
         fields = TCP(sport=source, dport=port, flags=flags, seq=self.seq, ack=self.ack, window=self.window)
+        if "S" in flags:
+            fields.options = self.options
         self.seq += len(data) + ("S" in flags) + ("F" in flags)
         return self._session.to(self._address) / fields / (Raw(data) if data else b"")
 

@@ -18,7 +18,7 @@ from scapy.packet import Raw
 from socket_exits import Manager, Session, Stream, manager_in, place
 
 from peers import eventually
-from pod import CLUSTER4, CLUSTER6, POD4, POD6, SERVICE4, inside, readable, run, udp_server
+from pod import CLUSTER4, CLUSTER6, POD4, POD6, SERVICE4, filtering, inside, readable, run, udp_server
 from tpvpn.wire import frame
 
 __all__ = ["place"]
@@ -42,11 +42,6 @@ def listening(cluster: str, address: str, port: int) -> socket.socket:
         server = socket.create_server((address, port), family=family)
     server.settimeout(3)
     return server
-
-
-def filtering(cluster: str) -> None:
-    rules = "add table inet f; add chain inet f i { type filter hook input priority 0; }"
-    run("ip", "netns", "exec", cluster, "nft", rules)
 
 
 def accept(server: socket.socket) -> socket.socket:
@@ -113,17 +108,7 @@ def test_a_closed_port_is_refused(session: Session, address: str) -> None:
 
 
 def test_a_filtered_port_is_silence_and_a_rejected_one_an_icmp_error(place, session: Session) -> None:
-    run(
-        "ip",
-        "netns",
-        "exec",
-        place[1],
-        "nft",
-        "add table inet f; add chain inet f i { type filter hook input priority 0; }",
-    )
-    try:
-        for rule in ("tcp dport 8082 drop", "tcp dport 8083 reject with icmpx type admin-prohibited"):
-            run("ip", "netns", "exec", place[1], "nft", f"add rule inet f i {rule}")
+    with filtering(place[1], "tcp dport 8082 drop", "tcp dport 8083 reject with icmpx type admin-prohibited"):
         assert session.silent(session.to(CLUSTER4) / TCP(sport=4004, dport=8082, flags="S"))
         for _ in range(2):  # as the client says it again
             assert session.silent(session.to(CLUSTER4) / TCP(sport=4004, dport=8082, flags="S"))
@@ -135,8 +120,6 @@ def test_a_filtered_port_is_silence_and_a_rejected_one_an_icmp_error(place, sess
             CLUSTER4,
             4005,
         )
-    finally:
-        run("ip", "netns", "exec", place[1], "nft", "delete table inet f")
 
 
 def test_a_host_that_is_not_there_and_a_network_without_a_route(place, session: Session) -> None:
@@ -372,16 +355,7 @@ def test_a_packet_from_another_address_is_dropped(manager: Manager, session: Ses
 
 
 def test_a_flood_of_one_session_is_limited_and_leaves_the_others(place, manager: Manager, session: Session) -> None:
-    run(
-        "ip",
-        "netns",
-        "exec",
-        place[1],
-        "nft",
-        "add table inet f; add chain inet f i { type filter hook input priority 0; }",
-    )
-    run("ip", "netns", "exec", place[1], "nft", "add rule inet f i tcp dport 8082 drop")
-    try:
+    with filtering(place[1], "tcp dport 8082 drop"):
         with manager.session() as hostile:
             packets = [bytes(hostile.to(CLUSTER4) / TCP(sport=port, dport=8082, flags="S")) for port in range(1, 3000)]
             before = manager.descriptors()
@@ -391,8 +365,6 @@ def test_a_flood_of_one_session_is_limited_and_leaves_the_others(place, manager:
             eventually(lambda: manager.metrics()["tpvpn_exit_dropped_half_open_total"] >= 1900, 5)
             assert manager.descriptors() - before <= 1030
         eventually(lambda: manager.descriptors() <= before, 5, "the sockets of a session that has ended are closed")
-    finally:
-        run("ip", "netns", "exec", place[1], "nft", "delete table inet f")
 
 
 def test_a_session_that_ends_resets_its_connections(place, manager: Manager) -> None:

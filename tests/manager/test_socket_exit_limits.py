@@ -4,11 +4,14 @@ import contextlib
 import gc
 import os
 import random
+import select
 import socket
+import statistics
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, TCP, UDP
@@ -18,8 +21,10 @@ from socket_exits import UNPRIVILEGED, ExitWithin, Manager, Stream, exit_within,
 
 from peers import eventually
 from pod import CLUSTER4, CLUSTER6, POD4, POD6, SERVICE4, inside, readable, run, sysctl, udp_server
+from tpvpn.manager.outbox import SLOT
 from tpvpn.manager.socket_flow import Flow
-from tpvpn.wire import frame
+from tpvpn.proto.tcp import Connection, Limits
+from tpvpn.wire import frame, ip, tcp
 
 __all__ = ["place"]
 
@@ -287,8 +292,9 @@ def test_reading_goes_on_when_the_last_acknowledgment_came_while_the_link_was_fu
                     stream.ack, got, unacknowledged = stream.ack + size, got + size, unacknowledged + size
             assert got < sent
             congest(place, exit)
+            before = exit.carrier.counters.received_packets
             stream.send("A")
-            eventually(lambda: not exit.carrier.pool.used, 3)
+            eventually(lambda: exit.carrier.counters.received_packets == before + 1, 3)
             assert exit.carrier.congested
             assert len(stream.expect(lambda _, data: got + len(data) >= sent)) == sent - got
 
@@ -396,6 +402,93 @@ def test_a_reset_reaches_a_client_that_has_finished_and_says_something_just_then
     eventually(lambda: not exit.carrier.table.flows, 3)
 
 
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_what_was_acknowledged_arrives_though_both_have_finished(
+    exit: ExitWithin, server: socket.socket, first: str
+) -> None:
+    """And the laptop's connection is over: what the server has not read yet is still on its way."""
+    stream, connected = opened(exit, 5220, server)
+    with connected:
+        begin = stream.seq
+        if first == "client":
+            stuff(exit, stream)
+            stream.send("FA")
+            stream.expect(lambda got, _: got.ack == stream.seq)
+        connected.shutdown(socket.SHUT_WR)
+        stream.expect(lambda got, _: "F" in got.flags)
+        if first == "server":
+            stuff(exit, stream)
+            stream.send("FA")
+            stream.expect(lambda got, _: got.ack == stream.seq)
+        settle(exit)
+        exit.wind(3)  # TIME-WAIT is over
+        got = 0
+        while data := connected.recv(1 << 16):
+            got += len(data)
+        assert got == stream.seq - 1 - begin
+        eventually(lambda: not exit.carrier.pool.used, 3)
+
+
+def test_a_port_waits_for_what_was_acknowledged_before(exit: ExitWithin, server: socket.socket) -> None:
+    """To the laptop its connection is over; to reset what the server has not read would lose it."""
+    stream, connected = opened(exit, 5221, server)
+    with connected:
+        connected.shutdown(socket.SHUT_WR)
+        stream.expect(lambda got, _: "F" in got.flags)
+        begin = stream.seq
+        stuff(exit, stream)
+        stream.send("FA")
+        stream.expect(lambda got, _: got.ack == stream.seq)
+        exit.wind(3)
+        to = exit.session.to(CLUSTER4)
+        exit.session.packet(to / TCP(sport=5221, dport=8080, flags="S", seq=stream.seq + 9))
+        settle(exit)
+        got = 0
+        while data := connected.recv(1 << 16):
+            got += len(data)
+        assert got == stream.seq - 1 - begin
+    eventually(lambda: not exit.carrier.pool.used, 3)
+    _, connected = opened(exit, 5221, server, seq=stream.seq + 9)
+    connected.close()
+
+
+def test_data_with_a_syn_comes_again_and_a_fin_with_one_is_refused(exit: ExitWithin, server: socket.socket) -> None:
+    to = exit.session.to(CLUSTER4)
+    answer = exit.session.ask(to / TCP(sport=5222, dport=8080, flags="S", seq=7) / Raw(b"early"))
+    assert (answer[TCP].flags, answer[TCP].ack) == ("SA", 8)  # RFC 9293 section 3.10.7.2 lets it be dropped
+    data = TCP(sport=5222, dport=8080, flags="PA", seq=8, ack=answer[TCP].seq + 1)
+    exit.session.packet(to / data / Raw(b"early"))
+    with server.accept()[0] as connected:
+        connected.settimeout(3)
+        assert connected.recv(100) == b"early"
+    settle(exit)
+    flows = len(exit.carrier.table.flows)
+    answer = exit.session.ask(to / TCP(sport=5223, dport=8080, flags="SF", seq=7))
+    assert (answer[TCP].flags, len(exit.carrier.table.flows)) == ("RA", flows)
+
+
+def test_resets_that_cross_leave_nothing(exit: ExitWithin, server: socket.socket) -> None:
+    stream, connected = opened(exit, 5224, server)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with exit.busy():
+        connected.close()
+        stream.send("R")
+    eventually(lambda: not exit.carrier.table.flows, 3)
+
+
+def test_errors_are_told_at_a_rate(exit: ExitWithin) -> None:
+    """A hundred at once, then a thousand a second; the rest is counted."""
+    expired = bytes(exit.session.to(CLUSTER4, ttl=1) / UDP(sport=1, dport=33434))
+    began = time.monotonic()
+    exit.session.socket.sendall(frame.encode(frame.PACKET, expired) * 2000)
+    eventually(lambda: exit.carrier.counters.received_packets == 2000, 5)
+    most, told = 100 + 1000 * (time.monotonic() - began), 0
+    while exit.session.next_packet(0.1) is not None:
+        told += 1
+    assert 100 <= told <= most
+    assert exit.carrier.dropped["unanswered"] == 2000 - told
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_left_after_random_use(place, server: socket.socket, seed: int) -> None:
     """Held, half open, flows, descriptors: what `exit_within` looks at in the end."""
@@ -428,6 +521,27 @@ def test_nothing_is_left_after_random_use(place, server: socket.socket, seed: in
                 exit.wind(chance.choice([0.01, 0.3, 3]))
         assert exit.carrier.pool.used <= 200_000 + (1 << 19)
     assert (descriptors(), alive()) == (before, 0)
+
+
+def test_the_outbox_has_room_for_all_that_a_connection_says_at_once() -> None:
+    """One large segment, and acknowledgments that tell of as many ranges as they ever do."""
+    largest = tcp.LARGEST_PACKET - ip.HEADER_LENGTH6 - tcp.HEADER_LENGTH - tcp.TIMESTAMP_LENGTH
+    connection = Connection(Limits(1440, largest))
+    syn = tcp.Segment(999, 0, tcp.SYN, 65535, b"", 1)
+    syn.mss, syn.window_scale, syn.sack_permitted = 1440, 7, True
+    connection.receive_segment(syn, 0)
+    connection.accept(0, 4999)
+    connection.segments_to_send(0)
+    connection.receive_segment(tcp.Segment(1000, 5000, tcp.ACK, 65535, b"", 1), 0)
+    for hole in range(24):
+        connection.receive_segment(tcp.Segment(1001 + 2 * hole, 5000, tcp.ACK, 65535, b"x", 1), 0)
+    connection.write(bytes(1 << 17))
+    segments, end, buffer = connection.segments_to_send(0, 1), 0, bytearray(2 * SLOT)
+    writer = tcp.Writer(bytes(16), 1, bytes(16), 2, offload=True)
+    for segment in segments:
+        end = writer.write(buffer, end + frame.HEADER_LENGTH, segment, connection.send_mss)
+    assert (len(segments), len(segments[-1].payload)) == (9, largest)
+    assert end <= SLOT
 
 
 def test_a_slow_reader_has_no_more_than_its_window(exit: ExitWithin, server: socket.socket) -> None:
@@ -471,6 +585,110 @@ def test_a_bulk_flow_leaves_others_their_turn(exit: ExitWithin, server: socket.s
         bulk.send("R")
         thread.join()
         connected.close()
+
+
+_MUCH = bytes(1 << 18)
+
+
+class Bulk:
+    """Forty connections on which the server sends all it can, to a client that is slower than the exit."""
+
+    def __init__(self, exit: ExitWithin, server: socket.socket) -> None:
+        self._exit = exit
+        self._streams: dict[int, Stream] = {}
+        self._received: Counter[Stream] = Counter()
+        self._connected: list[socket.socket] = []
+        for port in range(5600, 5640):
+            stream = self._streams[port] = Stream(exit.session, CLUSTER4, 8080, port)
+            stream.options = [("WScale", 5)]  # so that a window never holds them back
+            stream.connect()
+            self._connected.append(server.accept()[0])
+            self._connected[-1].setblocking(False)
+
+    def send(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            for connected in select.select([], self._connected, [], 0.1)[1]:
+                connected.send(_MUCH)
+
+    def close(self) -> None:
+        for stream in self._streams.values():
+            stream.send("R")
+        for connected in self._connected:
+            connected.close()
+
+    def receive_until(self, found: Callable[[ip.Packet], bool]) -> int:
+        """Take and acknowledge until something else comes; how many bytes came before."""
+        total = 0
+        while True:
+            packet = ip.parse(memoryview(self._exit.session.receive()[1]))
+            if found(packet):
+                return total
+            stream = self._streams.get(tcp.ports(packet.payload)[1]) if packet.protocol == ip.TCP else None
+            if stream is not None:
+                segment = tcp.parse(packet)
+                total += len(packet.data)
+                stream.ack = (segment.seq + len(segment.payload)) & 0xFFFFFFFF
+                received = self._received[stream] = self._received[stream] + 1
+                if received % 64 == 0:
+                    stream.send("A")
+
+
+def test_bulk_flows_do_not_keep_answers_waiting(place, exit: ExitWithin, server: socket.socket) -> None:
+    """While the link is always full: what comes seldom goes first, be it a ping, a datagram or a few bytes."""
+    few, other = opened(exit, 5640, server)
+    bulk, stopping = Bulk(exit, server), threading.Event()
+    thread = threading.Thread(target=bulk.send, args=(stopping,))
+    thread.start()
+    try:
+        with udp_server(place[1], CLUSTER4, 5400) as echo, other:
+            exit.session.packet(exit.session.to(CLUSTER4) / UDP(sport=5998, dport=5400) / Raw(b"x"))
+            _, client = echo.recvfrom(100)
+            waited: dict[str, list[int]] = {"ping": [], "datagram": [], "answer": []}
+            for _ in range(8):
+                exit.session.packet(exit.session.to(CLUSTER4) / ICMP(id=3))
+                waited["ping"].append(bulk.receive_until(lambda packet: packet.protocol == ip.ICMP4))
+                echo.sendto(b"x", client)
+                waited["datagram"].append(bulk.receive_until(lambda packet: packet.protocol == ip.UDP))
+                other.send(b"x")
+                waited["answer"].append(bulk.receive_until(lambda packet: tcp.ports(packet.payload)[1] == 5640))
+                few.ack += 1
+                few.send("A")
+        # What the link and the buffer before it hold; in turn with all others it would be four times as much.
+        assert all(statistics.median(bytes_before) < 1_500_000 for bytes_before in waited.values())
+    finally:
+        stopping.set()
+        thread.join()
+        bulk.close()
+
+
+def test_small_answers_do_not_wait_behind_bulk_flows_on_a_full_link(exit: ExitWithin, server: socket.socket) -> None:
+    """What a ping and an open connection hear is among the first that a link brings which has been full."""
+    flows, window = 64, 65_535
+    with contextlib.ExitStack() as stack:
+        streams = [opened(exit, port, server) for port in range(5300, 5301 + flows)]
+        for stream, connected in streams:
+            stack.enter_context(connected)
+            stack.callback(stream.send, "R")
+        (_, served), *bulk = streams
+        with exit.busy():
+            for _, connected in bulk:
+                connected.sendall(bytes(window))
+        eventually(lambda: exit.carrier.congested, 3)
+        idle = len(exit.carrier.table.flows)
+        exit.session.packet(exit.session.to(CLUSTER4) / ICMP(id=9))
+        served.sendall(b"an answer")
+        eventually(lambda: len(exit.carrier.table.flows) > idle, 3)
+        waiting, before = {"ping", "answer"}, 0
+        while waiting:
+            eventually(lambda: exit.carrier.congested, 3, f"all bulk data came before {waiting}")
+            packet = exit.session.next_packet()
+            assert packet is not None, waiting
+            before += len(packet)
+            if ICMP in packet:
+                waiting.discard("ping")
+            elif packet[TCP].dport == 5300 and Raw in packet:
+                waiting.discard("answer")
+        assert before < flows * window / 2
 
 
 # -- policy ------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,23 @@
 """Whatever comes, and in whatever order: no error, no growth, and time goes on."""
 
+import random
+from collections import Counter
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpvpn.errors import ProtocolError
 from tpvpn.proto.tcp import Connection, Limits, State, reset_for
 from tpvpn.wire import ip, tcp
-from tpvpn.wire.tcp import ACK, SYN, Segment
+from tpvpn.wire.tcp import ACK, FIN, SYN, Segment
 
 BUFFER = 5000
 IRS, ISS = 0xFFFFF000, 0xFFFFFF00
 MASK = 0xFFFFFFFF
 
-NUMBERS = st.one_of(
+NUMBERS = st.one_of(  # from where the connection is: most of what is anywhere else is not taken at all
+    st.just(0),
     st.sampled_from([-1, 0, 1, 2, 999, 1000, 1001, BUFFER - 1, BUFFER, BUFFER + 1, 65_535]),
     st.integers(-70_000, 70_000),
     st.integers(-(2**31), 2**31),
@@ -38,7 +43,7 @@ class Driven:
     """A connection that is led through steps and measured after each."""
 
     def __init__(self, *, stamps: bool, opened: bool) -> None:
-        self.now = 10.0
+        self.now, self.stamps = 10.0, stamps
         self.connection = Connection(Limits(1000, 0, BUFFER, BUFFER))
         if opened:
             syn = Segment(IRS, 0, SYN, 0xFFFF, b"", 1000 if stamps else None)
@@ -56,8 +61,9 @@ class Driven:
     def segment(
         self, seq: int, ack: int, flags: int, window: int, length: int, stamp: int | None, blocks: list
     ) -> None:  # type: ignore[type-arg]
-        segment = Segment((IRS + 1 + seq) & MASK, (ISS + 1 + ack) & MASK, flags, window, bytes(length), stamp, 5)
-        segment.sack_blocks = tuple(((ISS + 1 + a) & MASK, (ISS + 1 + b) & MASK) for a, b in blocks)
+        nxt, una = self.connection._receiver.nxt, self.connection._sender.una
+        segment = Segment((nxt + seq) & MASK, (una + ack) & MASK, flags, window, bytes(length), stamp, 5)
+        segment.sack_blocks = tuple(((una + a) & MASK, (una + b) & MASK) for a, b in blocks)
         self.connection.receive_segment(segment, self.now)
         reset_for(segment)
         self.connection.gives_way_to(segment)
@@ -102,6 +108,50 @@ class Driven:
         assert sender.una <= sender.nxt <= sender.buffer.end + 1
         assert len(sender._sacked.ranges) <= 257
         assert len(connection._immediate) <= 50
+
+
+def likely(driven: Driven, chance: random.Random) -> tuple:  # type: ignore[type-arg]
+    """A step of a peer and an application that are honest mostly, so that the connection comes far."""
+    sender, odd = driven.connection._sender, chance.choice((-1, 1, 999, BUFFER, chance.randint(-70_000, 70_000)))
+    kind = chance.randrange(20)
+    if kind < 11:
+        seq = 0 if chance.random() < 0.8 else odd
+        ack = chance.choice((0, sender.nxt - sender.una, sender.nxt - sender.una, odd if chance.random() < 0.3 else 0))
+        flags = chance.choices((ACK, ACK | FIN, chance.getrandbits(8)), (92, 4, 4))[0]
+        window = chance.choice((0, 1, 300, 2000, 0xFFFF))
+        stamp = int(driven.now * 1000) - chance.choice((0, 0, 0, 0, 0, 9000)) if driven.stamps else None
+        blocks = [
+            (at, at + chance.randint(1, 2000)) for at in chance.choices(range(0, 4000, 500), k=chance.randrange(3))
+        ]
+        return "segment", seq, ack, flags, window, chance.choice((0, 1, 500, 1000, 3000)), stamp, blocks
+    if kind < 15:
+        return chance.choice(("write", "consume")), chance.choice((1, 500, 3000, 5000))
+    if kind < 18:
+        return (chance.choice(("send", "send", "send", "timeout", "accept", "resume")),)
+    if kind < 19:
+        return "wait", chance.choice((0.001, 0.01, 0.3, 2.0, 70.0))
+    calls = ("keep", "take_events", "shutdown_write", "refuse", "abort")
+    return "call", chance.choices(calls, (50, 30, 15, 4, 1))[0]
+
+
+def lead(seed: int, connections: int) -> Counter[str]:
+    """Through likely steps until each connection has ended, or for long; how often which state was seen."""
+    chance, seen = random.Random(seed), Counter[str]()
+    for _ in range(connections):
+        driven = Driven(stamps=chance.random() < 0.5, opened=chance.random() < 0.9)
+        for _ in range(400):
+            driven.take(likely(driven, chance))
+            driven.measure()
+            seen[driven.connection.state.name] += 1
+            if driven.connection.is_closed:
+                break
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_likely_steps_lead_through_all_states(seed: int) -> None:
+    seen = lead(seed, 150)
+    assert {state.name for state in State} - {"SYN_SENT"} == set(seen), seen
 
 
 @given(st.booleans(), st.booleans(), st.lists(STEPS, max_size=50))

@@ -194,6 +194,17 @@ def test_a_bad_ack_in_syn_received_is_reset(ack: int) -> None:
     assert peer.state is State.SYN_RECEIVED
 
 
+def test_bad_acks_in_syn_received_are_not_gathered() -> None:
+    """Nothing is sent while the link is congested: a flood of them must not grow what is to be sent."""
+    peer = Peer()
+    peer.connection.receive_segment(peer.syn, peer.now)
+    peer.connection.accept(peer.now, ISS)
+    peer.sent()
+    for ack in range(1, 1000):
+        peer.say(ack=ack)
+    assert peer.sent() == [(RST, 999, 0, b"")]
+
+
 def test_an_old_duplicate_syn_is_undone_by_the_clients_reset() -> None:
     """RFC 9293 section 3.5, figure 9: the client resets the answer to what it did not ask."""
     peer = Peer()

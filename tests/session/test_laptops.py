@@ -80,7 +80,9 @@ def test_a_manager_without_ping() -> None:
             assert "warning: no ping over IPv4 and IPv6" in session.said
             laptop.reaches("cluster", CLUSTER4)
             assert "Packet filtered" in laptop.run("ping", "-c", "1", "-W", "2", CLUSTER4[0]).stdout
-            assert "ping      unsupported over ipv4\n" in laptop.tpvpn("status").stdout
+            said = laptop.tpvpn("status").stdout
+            assert "ping      unsupported over ipv4: the manager's pod would need" in said
+            assert "ping      unsupported over ipv6: the manager's pod would need" in said
             (shown,) = json.loads(laptop.tpvpn("status", "--output", "json").stdout)["sessions"]
             assert shown["manager"]["ping"] == {"ipv4": False, "ipv6": False}
 

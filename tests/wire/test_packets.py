@@ -427,3 +427,16 @@ def test_packets_with_wrong_bytes(data: bytes, changes: list[tuple[int, int]], c
         changed[10:12] = bytes(2)
         changed[10:12] = ip.checksum(changed[:length]).to_bytes(2, "big")
     parse_everything(bytes(changed[:cut] if cut < len(changed) and cut % 3 == 0 else changed))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("size", [20, 552, 1200, 60_000])
+def test_a_quotation_is_all_that_an_error_needs(version: int, size: int) -> None:
+    source, destination = (bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])) if version == 4 else (bytes(16), bytes([1] * 16))
+    data = bytearray(ip.build(source[:-1] + b"\x07", destination, ip.TCP, bytes(range(20)) * (size // 20)))
+    packet = ip.parse(data)
+    expected = icmp.build_error(icmp.Error.NO_ROUTE, packet, destination)
+    kept = packet.quotation(icmp.MOST_QUOTED)
+    data[:] = bytes(len(data))
+    assert icmp.build_error(icmp.Error.NO_ROUTE, kept, destination) == expected
+    assert len(kept.data) <= 1280

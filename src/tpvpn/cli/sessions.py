@@ -9,6 +9,7 @@ from typing import Any
 from tpvpn.cli import Commands
 
 QUIT_TIMEOUT = 10.0
+_NO_PING = "the manager's pod would need the sysctl net.ipv4.ping_group_range"
 
 
 def add_parsers(commands: Commands) -> None:
@@ -49,7 +50,7 @@ def _text(status: dict[str, Any]) -> str:
     lines = [
         f"{status['name']}: {status['state']} since {status['since']}, process {status['pid']}",
         f"  manager   {manager['endpoint']}, exit {manager['exit']}, MTU {manager['mtu']}",
-        *(f"  ping      unsupported over {one}" for one, carried in manager["ping"].items() if not carried),
+        *(f"  ping      unsupported over {one}: {_NO_PING}" for one, carried in manager["ping"].items() if not carried),
         f"  device    {status['device']} with {', '.join(status['addresses'])}",
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 NOBODY = 65534
 
-# Read-only is each mount by itself: mount(8) knows `ro=recursive` from util-linux 2.39 on.
+# Read-only is each mount by itself: mount(8) knows `ro=recursive` from util-linux 2.39 on. The namespace of another lab
+# may be deleted meanwhile, and its mount with it.
 _READ_ONLY = """
-for point in $(cut -d " " -f 2 /proc/self/mounts); do mount -o remount,bind,ro "$point"; done
+for point in $(cut -d " " -f 2 /proc/self/mounts); do
+    mount -o remount,bind,ro "$point" || [ ! -e "$point" ]
+done
 exec "$@"
 """
 

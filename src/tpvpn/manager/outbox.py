@@ -10,7 +10,9 @@ import mmap
 from tpvpn.link import Link
 from tpvpn.wire import frame, vnet
 
-SLOT = frame.HEADER_LENGTH + vnet.HEADER_LENGTH + 65_535
+_ACKNOWLEDGMENTS = 2048
+"""Bytes of the frames that a connection sends before its large segment: each tells of three ranges, all of 24."""
+SLOT = frame.HEADER_LENGTH + vnet.HEADER_LENGTH + 65_535 + _ACKNOWLEDGMENTS
 _LARGEST = 65_535  # no receiver takes a longer packet (docs/protocol.md)
 _SIZE = (1 << 19) + SLOT
 
@@ -28,7 +30,7 @@ class Outbox:
 
     @property
     def room(self) -> bool:
-        """The largest packet fits."""
+        """All that a connection says at once fits."""
         return self.at + SLOT <= _SIZE
 
     def close_frame(self, end: int) -> None:

@@ -8,6 +8,7 @@ ip(7)), and the client is told the same, by whoever said it.
 import socket
 from abc import abstractmethod
 
+from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
 from tpvpn.manager.socket_flow import Flow, Owner, error_of, leave_as, only_family, text_of
 from tpvpn.wire import ip
@@ -36,6 +37,7 @@ class DatagramFlow(Flow):
         self._owner, self._socket = owner, opened
         self._identification = 0
         self._fields = -1
+        self._reading, self._ready = True, False
         self._client, self._destination, self._real = packet.source, packet.destination, real
         try:
             only_family(opened)
@@ -112,9 +114,6 @@ class DatagramFlow(Flow):
         self._identification = self._identification % 0xFFFF + 1
         return self._identification
 
-    def resume(self) -> None:
-        self._owner.loop.add_reader(self._fd, self._on_readable)
-
     def handle_timeout(self, now: float) -> None:
         self.end()
 
@@ -124,29 +123,39 @@ class DatagramFlow(Flow):
         self._owner.forget(self)
 
     def _on_readable(self) -> None:
-        owner = self._owner
-        if owner.congested:  # the socket's queue is the one that drops
-            owner.loop.remove_reader(self._fd)
-            owner.pause(self)
-            return
+        self._ready = True
+        if self._owner.congested:  # the socket's queue is the one that drops, until it is this flow's turn
+            self._owner.loop.remove_reader(self._fd)
+            self._reading = False
+        else:  # now: the loop would find it readable once more before its turn
+            self.write(self._owner.outbox, self._owner.clock())
+        self._owner.wants_turn(self)
+
+    def write(self, outbox: Outbox, now: float) -> bool:
+        """Read what has come, and put it there."""
+        if not self._ready:
+            return False
         for count in range(_AT_ONCE):
-            if not owner.outbox.room:
-                break  # the rest is read when what is there has left
+            if not outbox.room:
+                break
             try:
                 data = self._socket.recv(_LARGEST)
             except OSError as error:
-                if not isinstance(error, BlockingIOError) or not count:
-                    self._on_error()
+                self._ready = False
+                self._read_on(failed=not isinstance(error, BlockingIOError) or not count)
                 break
             self._answer(data)
-        self.due = owner.clock() + self.idle
-        owner.wants_turn(self)
+            self.due = now + self.idle
+        return self._ready
 
-    def _on_error(self) -> None:
-        self._report()
-        # libuv stops to watch a descriptor that had an error (uv__poll_io in src/unix/poll.c).
-        self._owner.loop.remove_reader(self._fd)
-        self._owner.loop.add_reader(self._fd, self._on_readable)
+    def _read_on(self, *, failed: bool) -> None:
+        if failed:
+            self._report()
+            # libuv stops to watch a descriptor that had an error (uv__poll_io in src/unix/poll.c).
+            self._owner.loop.remove_reader(self._fd)
+        if failed or not self._reading:
+            self._owner.loop.add_reader(self._fd, self._on_readable)
+            self._reading = True
 
     def _report(self) -> bool:
         """Tell the client the errors that were kept; whether there were any."""

@@ -47,10 +47,6 @@ class Flow(Timed, ABC):
         """The packets that came together are all there."""
 
     @abstractmethod
-    def resume(self) -> None:
-        """Read the socket again: the link takes packets."""
-
-    @abstractmethod
     def handle_timeout(self, now: float) -> None:
         """The time that it asked for has come."""
 
@@ -74,10 +70,6 @@ class Owner(Protocol):
     @property
     def congested(self) -> bool:
         """The link takes no packets now."""
-        ...
-
-    def pause(self, flow: Flow) -> None:
-        """`flow.resume()` shall be called when the link takes packets again."""
         ...
 
     def watch(self, descriptor: int, failed: Callable[[], None]) -> None:

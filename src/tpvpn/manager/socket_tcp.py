@@ -9,7 +9,7 @@ It knows which event of one side is what on the other (the protocol itself is `p
     ICMP                     <-  no route, prohibited, …
     nothing                  <-  nothing (a client repeats SYN and gives up as it would without us)
     data                     ->  sent at once; what the socket does not take waits, and the window closes by it
-    data                     <-  read while the window, the send buffer and the link have room
+    data                     <-  read while the send buffer has room, and the link or nothing on its way
     FIN                      ->  all data was taken: shutdown
     FIN                      <-  end of file
     RST                      ->  reset: closed with SO_LINGER 0
@@ -28,7 +28,7 @@ from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
 from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, only_family, text_of
 from tpvpn.proto.tcp import ESTABLISHED, KEEPALIVE, PEER_CLOSED, RESET, Connection, Limits, reset_for
-from tpvpn.wire import frame, ip, tcp
+from tpvpn.wire import frame, icmp, ip, tcp
 
 BUFFER = 1 << 20
 """Bytes that a flow may hold in each direction."""
@@ -49,7 +49,7 @@ class TcpFlow(Flow):
         self.key = key
         self.half_open = True
         self._owner = owner
-        self._syn = ip.parse(bytes(packet.data))  # an ICMP error quotes it
+        self._syn = packet.quotation(icmp.MOST_QUOTED)
         self._real = real
         source_port, port = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
         self._writer = tcp.Writer(packet.destination, port, packet.source, source_port, offload=owner.offload)
@@ -61,7 +61,7 @@ class TcpFlow(Flow):
         self._held = 0
         self._heard_at, self._keepalive = 0.0, 0
         self._ended = False
-        self._reading = self._writing = self._paused = False
+        self._reading = self._writing = self._paused = self._reads_in_turn = False
         self._client_finished = self._told_finished = self._cluster_finished = False
         self._socket = socket.socket(family_of(real), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -89,7 +89,14 @@ class TcpFlow(Flow):
     def gives_way_to(self, segment: tcp.Segment) -> bool:
         """Whether a new connection from the same port begins, and this one has ended."""
         begins = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
-        return begins and (self._connection.is_closed or self._connection.gives_way_to(segment))
+        if not begins or self._is_delivering:
+            return False
+        return self._connection.is_closed or self._connection.gives_way_to(segment)
+
+    @property
+    def _is_delivering(self) -> bool:
+        """The socket has still to take what was acknowledged, also when the laptop's side is over."""
+        return self._connection.readable > 0 and self._socket.fileno() >= 0
 
     def receive(self, segment: tcp.Segment, now: float) -> None:
         """Take a segment; `advance` comes when all that came together are there."""
@@ -133,6 +140,9 @@ class TcpFlow(Flow):
     def write(self, outbox: Outbox, now: float) -> bool:
         """Put segments into the outbox: as many as there is room for."""
         connection, write, mss = self._connection, self._writer.write, self._connection.send_mss
+        if self._reads_in_turn:
+            self._reads_in_turn = False
+            self._read()
         more = True
         for _ in range(_AT_ONCE):
             if not more or not outbox.room:
@@ -141,7 +151,7 @@ class TcpFlow(Flow):
             for segment in connection.segments_to_send(now, 1):
                 outbox.close_frame(write(outbox.view, outbox.at + frame.HEADER_LENGTH, segment, mss))
                 more = bool(segment.payload)
-        if connection.is_closed:
+        if connection.is_closed and not self._is_delivering:
             self.end()
             return False
         self._owner.schedule(self, connection.next_timeout())
@@ -188,10 +198,6 @@ class TcpFlow(Flow):
             self._owner.loop.add_reader(self._fd, self._on_readable)
         self._paused = False
 
-    def resume(self) -> None:
-        """Read again: the link takes packets."""
-        self._read()
-
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
@@ -199,9 +205,10 @@ class TcpFlow(Flow):
 
     def _on_readable(self) -> None:
         connection, owner = self._connection, self._owner
-        if owner.congested:
+        if owner.congested and connection.writable < BUFFER:  # one that has nothing on its way may say something
             self._stop_reading()
-            owner.pause(self)
+            self._reads_in_turn = True
+            owner.wants_turn(self)
             return
         for _ in range(_AT_ONCE):
             writable = connection.writable

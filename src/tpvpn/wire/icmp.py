@@ -17,6 +17,8 @@ ECHO_REPLY4, ECHO_REQUEST4 = 0, 8
 ECHO_REQUEST6, ECHO_REPLY6 = 128, 129
 _ERRORS4 = (3, 4, 5, 11, 12)
 _LARGEST_ERROR4, _LARGEST_ERROR6 = 576, 1280  # RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c)
+MOST_QUOTED = _LARGEST_ERROR6 - ip.HEADER_LENGTH6 - HEADER_LENGTH
+"""Bytes of a packet that an error has room for."""
 
 
 class Error(enum.Enum):

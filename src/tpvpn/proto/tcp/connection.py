@@ -223,7 +223,7 @@ class Connection:
         if self.state is State.SYN_RECEIVED:
             if ack != sender.nxt:
                 self.dropped += 1
-                self._immediate.append(Segment(segment.ack, 0, RST, 0))
+                self._immediate = [Segment(segment.ack, 0, RST, 0)]  # one is enough, however many come
                 return False
             self._establish(segment.window << self._options.peer_scale, seq, ack, now)
             return True
