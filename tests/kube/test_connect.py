@@ -43,3 +43,51 @@ def test_the_cluster_is_reached_and_nothing_is_left(cluster: Kubernetes) -> None
                 20,
                 kind,
             )
+
+
+def test_a_user_who_may_only_forward_ports_connects_by_that(cluster: Kubernetes) -> None:
+    rules = ["--verb=create,get,list,delete,patch", "--resource=pods,secrets,configmaps,events,services,jobs.batch"]
+    with cluster.namespace("forwards") as namespace:
+        cluster.kubectl("create", "role", "own", "--namespace", namespace, *rules)
+        cluster.kubectl(
+            "create", "role", "forward", "--namespace", namespace, "--verb=get,create", "--resource=pods/portforward"
+        )
+        for role in ("own", "forward"):
+            cluster.kubectl("create", "rolebinding", role, "--namespace", namespace, "--role", role, "--user", "ann")
+        words = (
+            "--as",
+            "ann",
+            "--namespace",
+            namespace,
+            "--service-cidr",
+            "10.130.0.0/16",
+            "--pod-cidr",
+            "10.132.0.0/16",
+        )
+        with cluster.connected(*words) as session:
+            (shown,) = json.loads(cluster.tpvpn("status", "--output", "json").stdout)["sessions"]
+            assert shown["manager"]["endpoint"].startswith(
+                "portforward through https://10.131.0.11:6443 to pods/forwards/"
+            )
+            coredns = cluster.objects("pods", "kube-system")[0]["status"]["podIP"]
+            assert cluster.laptop("ping", "-c", "1", "-W", "3", coredns).returncode == 0
+            healthy = cluster.laptop("curl", "--silent", "--max-time", "5", f"http://{coredns}:8080/health")
+            assert healthy.stdout == "OK"
+            assert session.poll() is None
+
+
+def test_a_user_who_may_nothing_is_told_so_and_nothing_is_made(cluster: Kubernetes) -> None:
+    words = ("--as", "bob", "--service-cidr", "10.130.0.0/16", "--pod-cidr", "10.132.0.0/16")
+    refused = cluster.tpvpn("connect", *words)
+    assert refused.returncode == 4
+    assert "no manager runs in namespace default, and you may not start one there" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert cluster.objects("jobs", "default") == []
+
+
+def test_an_image_that_cannot_be_had_is_told_and_nothing_is_left(cluster: Kubernetes) -> None:
+    with cluster.namespace("no-image") as namespace:
+        refused = cluster.tpvpn("connect", "--namespace", namespace, "--image", "tpvpn.test/none:1")
+        assert refused.returncode == 6, refused.stderr
+        assert "cannot start: Err" in refused.stderr
+        eventually(lambda: cluster.objects("jobs", namespace) == [], 20)
