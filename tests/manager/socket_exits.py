@@ -21,6 +21,7 @@ from scapy.packet import Packet, Raw
 
 from peers import Client, eventually
 from pod import inside, pod_and_cluster, sysctl
+from tpvpn.lab.restricted import UNPRIVILEGED
 from tpvpn.link import Link
 from tpvpn.manager.socket_carrier import SocketCarrier
 from tpvpn.manager.socket_exit import MAX_MEMORY, SocketExit
@@ -33,10 +34,6 @@ TOKEN = b"token-of-ann"
 FLOWS = 1000
 """Of an exit within the test."""
 INSTALLED = (sys.executable, "-m", "tpvpn", "manager")
-UNPRIVILEGED = (
-    *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
-    *("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +123,22 @@ class Stream:
                     self.send("A")
             if done(got, data):
                 return data
+
+
+def talk(session: Session, cluster: str, address: str) -> Stream:
+    """A connection to a server in the cluster that carried bytes both ways; the server has finished."""
+    with inside(cluster):
+        server = socket.create_server((address, 8080), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with server:
+        stream = Stream(session, address, 8080, 4001)
+        stream.connect()
+        connected, _ = server.accept()
+        with connected:
+            stream.send("PA", b"question")
+            assert connected.recv(100) == b"question"
+            connected.sendall(b"answer")
+            assert stream.expect(lambda _, data: len(data) == 6) == b"answer"
+    return stream
 
 
 class Manager:

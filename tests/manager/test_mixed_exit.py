@@ -1,16 +1,15 @@
 """A manager with NET_ADMIN where IPv6 cannot be forwarded: the kernel carries IPv4, and sockets carry IPv6."""
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.packet import Packet, Raw
-from socket_exits import Manager, Session, Stream, manager_in, place
+from socket_exits import Manager, Session, manager_in, place, talk
 
 from peers import ended
-from pod import CLUSTER4, CLUSTER6, SERVICE4, inside, pod_and_cluster, sysctl, udp_server
+from pod import CLUSTER4, CLUSTER6, SERVICE4, pod_and_cluster, sysctl, udp_server
 from tpvpn.wire import frame, vnet
 
 __all__ = ["place"]
@@ -52,18 +51,8 @@ def test_each_family_leaves_as_it_may_and_the_log_says_why(place, manager: Manag
 @pytest.mark.parametrize("address", [CLUSTER4, SERVICE4, CLUSTER6])
 def test_ping_and_tcp_of_both(place, session: Session, address: str) -> None:
     assert is_reply(session.ask(ping(session, address)), address)
-    with inside(place[1]):
-        server = socket.create_server((address, 8080), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
-    with server:
-        stream = Stream(session, address, 8080, 4001)
-        stream.connect()
-        connected, _ = server.accept()
-        with connected:
-            stream.send("PA", b"question")
-            assert connected.recv(100) == b"question"
-            connected.sendall(b"answer")
-            assert stream.expect(lambda _, data: len(data) == 6) == b"answer"
-        stream.expect(lambda got, _: "F" in got.flags)
+    stream = talk(session, place[1], address)
+    stream.expect(lambda got, _: "F" in got.flags)
 
 
 def test_versions_that_alternate_in_one_run_are_all_answered(session: Session) -> None:

@@ -1,16 +1,15 @@
 """The zipapp with the socket exit, as a restricted pod runs it: nobody, the standard library alone, no uvloop."""
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest
 from scapy.packet import Raw
-from socket_exits import Manager, Stream, manager_in, place
+from socket_exits import Manager, manager_in, place, talk
 
 from peers import zipapp_command
-from pod import CLUSTER4, CLUSTER6, inside, udp_server
+from pod import CLUSTER4, CLUSTER6, udp_server
 
 __all__ = ["place"]
 
@@ -39,14 +38,5 @@ def test_ping_and_udp_of_both_families(place, manager: Manager) -> None:
 
 @pytest.mark.parametrize("address", [CLUSTER4, CLUSTER6])
 def test_tcp(place, manager: Manager, address: str) -> None:
-    with inside(place[1]):
-        server = socket.create_server((address, 8080), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
-    with server, manager.session() as session:
-        stream = Stream(session, address, 8080, 4001)
-        stream.connect()
-        connected, _ = server.accept()
-        with connected:
-            stream.send("PA", b"question")
-            assert connected.recv(100) == b"question"
-            connected.sendall(b"answer")
-            assert stream.expect(lambda _, data: len(data) == 6) == b"answer"
+    with manager.session() as session:
+        talk(session, place[1], address)
