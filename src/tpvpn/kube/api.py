@@ -94,7 +94,7 @@ class Cluster:
 
     async def _identity(self) -> list[tuple[str, str]]:
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
-        headers = [("User-Agent", "tpvpn"), ("Accept", "application/json")]
+        headers = [("User-Agent", "tpvpn"), ("Accept", "application/json, */*")]
         headers += [("Authorization", token)] if token else []
         headers += [("Impersonate-User", self._access.user)] if self._access.user else []
         return headers + [("Impersonate-Group", group) for group in self._access.groups]
