@@ -110,14 +110,16 @@ def test_not_twice(manager: Manager) -> None:
 
 def test_strangers_behind_the_upgrade_cost_bounded_time(manager: Manager) -> None:
     quiet = manager.descriptors()
-    with inside(manager) as client:
+    with inside(manager) as client, contextlib.ExitStack() as stack:
+        strangers: list[socket.socket] = []
         for garbage in (b"", b"\x16\x03\x01", os.urandom(3000), b"\x16\x03\x03\x40\x00" + bytes(1 << 16)):
-            with manager.dial() as connected:
-                connected.sendall(ENCRYPTED + garbage[:1])
-                switched(connected)
-                with contextlib.suppress(ConnectionError):
-                    connected.sendall(garbage[1:])
-                ended(connected, PATIENCE + 1.5)
+            strangers.append(stack.enter_context(manager.dial()))
+            strangers[-1].sendall(ENCRYPTED)
+            switched(strangers[-1])
+            with contextlib.suppress(ConnectionError):
+                strangers[-1].sendall(garbage)
+        for connected in strangers:
+            ended(connected, PATIENCE + 1.5)
         assert client.echo()
     eventually(lambda: manager.descriptors() <= quiet, 2, "descriptors are given back")
 

@@ -39,11 +39,8 @@ PATIENCE = 5.0
 MAX_STRANGERS = 64
 MAX_SESSIONS = 250
 _WANTED = {
-    (PROTOCOL, ENCRYPTED): "it takes encrypted sessions alone: use tls:// and the pin of its certificate\n",
-    (
-        ENCRYPTED,
-        PROTOCOL,
-    ): "there is no certificate of its own to encrypt with: start it with --tls-cert and --tls-key\n",
+    (PROTOCOL, ENCRYPTED): "it takes encrypted sessions alone: use tls:// and the pin of its certificate",
+    (ENCRYPTED, PROTOCOL): "it has no certificate to encrypt with: start it with --tls-cert and --tls-key",
 }
 """What a client is told that asks for the one where the other is spoken."""
 
@@ -208,11 +205,8 @@ class Server:
         if request.path == "/metrics":
             return 200, self._metrics()
         if request.path == PATH:
-            return (
-                426,
-                _WANTED.get((request.upgrade, protocol), f"ask for an upgrade to {protocol}\n"),
-                f"Upgrade: {protocol}",
-            )
+            wanted = _WANTED.get((request.upgrade, protocol), f"ask for an upgrade to {protocol}")
+            return 426, f"{wanted}\n", f"Upgrade: {protocol}"
         return 404, "nothing here\n"
 
     def _metrics(self) -> str:
