@@ -214,7 +214,7 @@ def test_a_wrong_token(laptop: Laptop) -> None:
         end = laptop.failing(f"tcp://{manager.authority}")
         assert end.code == 6
         assert "the manager refuses: the token is not one of this manager's: check --token-file" in end.sentence
-        manager.says(rf"192\.0\.2\.2:\d+: a client that calls itself {re.escape(socket.gethostname())} has no token")
+        manager.says(rf"event=token-refused client={re.escape(socket.gethostname())} peer=192\.0\.2\.2:\d+")
         assert manager.metrics()["tpvpn_connections_unauthenticated_total"] == 1
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -104,6 +105,7 @@ def test_a_session_and_a_question_end_to_end(manager: Encrypted, way: type[Throu
     assert through(way, manager.made.digest, pinged) == 32
     line = next(one for one in manager.log().splitlines() if "session-open" in one and way.word in one)
     assert "security=tls" in line
+    assert re.search(r" peer=[0-9.]+:\d+ ", line), line
 
     async def asked(transport: Transport) -> str:
         return (await ask(transport, Question("laptop"))).user

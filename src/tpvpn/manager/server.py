@@ -290,7 +290,10 @@ async def _secure(stream: Stream, early: bytes, context: ssl.SSLContext, certifi
 
 
 def _shown(peer: tuple[str, int]) -> str:
-    host, port = peer[:2]
+    host, port = (
+        peer[0].removeprefix("::ffff:"),
+        peer[1],
+    )  # IPv4 on a socket of both families (RFC 4291 section 2.5.5.2)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
