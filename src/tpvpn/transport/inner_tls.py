@@ -11,6 +11,7 @@ it too.
 
 import hashlib
 import hmac
+import mmap
 import ssl
 
 from tpvpn.errors import ManagerError
@@ -41,7 +42,7 @@ class InnerTlsStream(Stream):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._incoming.write(early)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=certificate is not None)
-        self._raw = memoryview(bytearray(_RECEIVED))
+        self._raw = memoryview(mmap.mmap(-1, _RECEIVED))  # memory that is not used yet costs none
         self._dry = False  # nothing is here that was not received
         self._encrypted = memoryview(b"")  # what the stream below has not taken yet
         self._owed = 0  # of the caller's bytes: what that stands for
