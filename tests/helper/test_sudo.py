@@ -110,7 +110,7 @@ def test_a_sudo_that_refuses(laptop: Path, sudoers: Path, rule: str) -> None:
     before = network()
     argv, environment = in_mount_namespace(sudoers, rule, "setsid", *script(BECOME))
     done = subprocess.run(argv, env=environment, stderr=subprocess.PIPE, text=True)
-    assert "PrivilegeError: the root helper is not there (sudo refused" in done.stderr.splitlines()[-1]
+    assert "PrivilegeError: sudo did not start the root helper" in done.stderr.splitlines()[-1]
     assert network() == before
 
 
