@@ -15,9 +15,13 @@ NOTHING = "root ALL=(ALL) ALL"
 ALLOWED = f"{NAME} ALL=(root) NOPASSWD: ALL"
 WITH_PASSWORD = f"{NAME} ALL=(root) ALL"
 
-# The interpreter may be where only root can go: then what hides it is covered by what leads to it alone.
+# Everyone may open /dev/net/tun, as udev has it. The interpreter may be where only root can go: then what hides it is
+# covered by what leads to it alone.
 _SETUP = """
 mount --make-rprivate /
+mount -t tmpfs -o mode=755 none "$1/dev"
+mknod -m 666 "$1/dev/tun" c 10 200
+mount --bind "$1/dev/tun" /dev/net/tun
 for file in passwd group sudoers; do mount --bind "$1/$file" "/etc/$file"; done
 if [ -n "$2" ]; then
     mount --bind "$3" "$1/python"
@@ -55,7 +59,8 @@ class User:
     def __init__(self, directory: Path) -> None:
         self._directory, self.home = directory, directory / "home"
         self.kubeconfig = self.home / ".kube" / "config"
-        (directory / "python").mkdir()
+        for place in ("python", "dev"):
+            (directory / place).mkdir()
         for made in (self.home, self.kubeconfig.parent, self.home / "bin"):
             made.mkdir()
             os.chown(made, UID, UID)
@@ -100,12 +105,7 @@ class User:
 
     def shell(self, argv: Sequence[str], **environment: str) -> list[str]:
         """The command that runs another as this user, with the environment of a shell of theirs."""
-        variables = {
-            "HOME": str(self.home),
-            "USER": NAME,
-            "LOGNAME": NAME,
-            "PATH": f"{self.home}/bin:{PATH}",
-        } | environment
+        own = {"HOME": str(self.home), "USER": NAME, "LOGNAME": NAME, "PATH": f"{self.home}/bin:{PATH}"}
         become = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--init-groups"]
         return [*become, "env", "-i", *(f"{name}={value}" for name, value in (own | environment).items()), *argv]
 

@@ -51,7 +51,8 @@ def _legacy_tables() -> list[Table]:
 
 def _blob(name: str, domain: int, level: int) -> legacy.Blob:
     """The table's entries; read again when it changed meanwhile."""
-    with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as kernel:
+    # Any socket of the family will do (nf_getsockopt); a raw one would need CAP_NET_RAW besides.
+    with socket.socket(domain, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as kernel:
         while True:
             asked = name.encode().ljust(_INFO.size, b"\0")
             _name, valid, *places, _count, size = _INFO.unpack(_ask(kernel, level, _GET_INFO, asked))
