@@ -4,6 +4,7 @@ With a real sudo. The API server answers where a session is wanted; elsewhere th
 """
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -79,6 +80,18 @@ def test_sudo_may_keep_the_kubeconfig(user: User) -> None:
     ended = run(user, [*sudo, *TPVPN, "connect"], ALLOWED, KUBECONFIG=str(elsewhere))
     assert ended.returncode == 4, ended.stderr
     assert is_the_users_alone(user)["KUBECONFIG"] == str(elsewhere)
+
+
+def test_a_services_plugin_has_not_its_capability(user: User) -> None:
+    user.log_in(NOWHERE)
+    ambient = ["setpriv", "--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
+    become, *shell = user.shell([*TPVPN, "connect"])
+    assert become == ambient[0]
+    ended = subprocess.run(
+        ["unshare", "--net", *user.host([*ambient, *shell])], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 4, ended.stderr
+    is_the_users_alone(user)
 
 
 def readers(file: Path) -> set[tuple[str, str]]:
@@ -162,6 +175,15 @@ def test_a_session_is_the_users_own(user: User, cluster: Kubernetes, token: str,
     assert "dev tpvpn-privileg" in ended.stdout
     is_the_users_alone(user)
     eventually(lambda: not made(cluster), 30, "nothing is left")
+
+
+def test_a_plan_by_sudo_is_the_users_own(user: User, cluster: Kubernetes, token: str) -> None:
+    log_in(user, token)
+    user.kubeconfig.write_text(user.kubeconfig.read_text().replace("tell-who", str(user.home / "bin" / "tell-who")))
+    ended = on_the_laptop(user, [*SUDO, *TPVPN, "plan", "--output", "json"], ALLOWED)
+    assert ended.returncode == 0, ended.stderr
+    assert "needs root" in " ".join(json.loads(ended.stdout)["warnings"])
+    is_the_users_alone(user)
 
 
 @pytest.mark.parametrize("rule", [WITH_PASSWORD, NOTHING], ids=["a password is wanted", "not allowed"])

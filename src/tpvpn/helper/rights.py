@@ -16,28 +16,41 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # linux/prctl.h
 
 
 def held() -> bool:
-    """Whether a helper that is a plain child of this process has the rights that it needs."""
-    return os.geteuid() == 0 or bool(_ambient() >> _CAP_NET_ADMIN & 1)
+    """Whether a helper that is a plain child of this process has the rights that it needs.
+
+    PrivilegeError when they are from a sudo that names no user.
+    """
+    if os.geteuid() != 0:
+        return bool(_ambient() >> _CAP_NET_ADMIN & 1)
+    _caller_of_sudo()
+    return True
 
 
 def give_up() -> None:
-    """Be an ordinary user from now on, whoever started us; root who is nobody else stays root.
+    """Be an ordinary user from now on, whoever started us; root who is nobody else stays root. Errors as of `held`.
 
     It is for the start of a program: capabilities are a thread's own, and threads that are there keep them.
     """
-    if os.geteuid() == 0:
-        if (uid := os.environ.get("SUDO_UID", "0")) != "0":
-            _become(int(uid), int(os.environ["SUDO_GID"]))
-    elif _ambient():
-        _drop_capabilities()
+    if os.geteuid() != 0:
+        if _ambient():
+            _drop_capabilities()
+    elif caller := _caller_of_sudo():
+        _become(*caller)
 
 
-def _become(uid: int, gid: int) -> None:
-    """Groups, then the group, then the user: the kernel drops every capability with the last."""
+def _caller_of_sudo() -> tuple[pwd.struct_passwd, int] | None:
+    """The user who called sudo, and the group; None when root is nobody else."""
+    if os.environ.get("SUDO_UID", "0") == "0":
+        return None
     try:
-        account = pwd.getpwuid(uid)
-    except KeyError:
-        raise PrivilegeError(f"there is no user {uid}, whom SUDO_UID names: start tpvpn by sudo as a user") from None
+        return pwd.getpwuid(int(os.environ["SUDO_UID"])), int(os.environ["SUDO_GID"])
+    except (KeyError, ValueError):
+        raise PrivilegeError("SUDO_UID and SUDO_GID name no user of this host: unset them, or use sudo") from None
+
+
+def _become(account: pwd.struct_passwd, gid: int) -> None:
+    """Groups, then the group, then the user: the kernel drops every capability with the last."""
+    uid = account.pw_uid
     os.initgroups(account.pw_name, gid)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
