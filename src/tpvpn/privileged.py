@@ -57,10 +57,14 @@ def _obstacles(
 ) -> tuple[str, ...]:
     """The firewall rules that stop packets between the device and the prefixes."""
     try:
-        return tuple(obstacles(read(), device, addresses, prefixes))
+        firewall = read()
     except OSError as error:
         warnings.append(_unread("firewalls", "nft list ruleset", error))
         return ()
+    if not firewall.complete:
+        error = PermissionError(errno.EACCES, "")
+        warnings.append(_unread("tables of iptables-legacy", "iptables-legacy-save", error))
+    return tuple(obstacles(firewall, device, addresses, prefixes))
 
 
 def _unread(what: str, command: str, error: OSError) -> str:

@@ -4,6 +4,7 @@ It knows paths, names and owners; what a session does is not its concern. Everyt
 helper, and everyone may look:
 
     /run/tpvpn/                  TPVPN_RUN_DIR puts it elsewhere
+      USER/                      all of this once more, of the helpers that run as this user (a service's)
       lock                       held while sessions are claimed and removed
       NETNS/                     the inode of the network namespace: each sees its own sessions only
         NAME/          0755
@@ -16,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import re
 import shutil
 from collections.abc import Generator
@@ -64,20 +66,37 @@ def boot_id() -> str:
 
 
 def base() -> Path:
-    """The root of all state."""
-    return Path(os.environ.get("TPVPN_RUN_DIR", "/run/tpvpn"))
+    """The root of all state that a helper of this process's user keeps."""
+    return _bases()[0]
+
+
+def _bases() -> tuple[Path, ...]:
+    """Where sessions of interest to us may be: our user's own, then those with a helper that is root's."""
+    if elsewhere := os.environ.get("TPVPN_RUN_DIR"):
+        return (Path(elsewhere),)
+    roots = Path("/run/tpvpn")
+    if os.geteuid() == 0:
+        return (roots,)
+    with contextlib.suppress(KeyError):  # a user without a name has no service
+        return roots / pwd.getpwuid(os.geteuid()).pw_name, roots
+    return (roots,)
 
 
 def namespace() -> Path:
-    """The directory of this network namespace's sessions."""
-    return base() / str(os.stat("/proc/self/ns/net").st_ino)
+    """The directory of this network namespace's sessions, of those that a helper of this process's user keeps."""
+    return base() / _inode()
+
+
+def _inode() -> str:
+    return str(os.stat("/proc/self/ns/net").st_ino)
 
 
 def directory(name: str) -> Path:
-    """The directory of a session. UsageError when the name is not one."""
+    """The directory that a session has or would have. UsageError when the name is not one."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no session name: write 1 to 11 small letters, digits and hyphens")
-    return namespace() / name
+    places = [place / _inode() / name for place in _bases()]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def device_name(name: str) -> str:
@@ -86,16 +105,20 @@ def device_name(name: str) -> str:
 
 
 def names() -> list[str]:
-    """The sessions that have a directory, living or dead."""
+    """The sessions that have a directory which a helper of this process's user keeps, living or dead."""
+    return _names(base())
+
+
+def _names(place: Path) -> list[str]:
     try:
-        return sorted(entry.name for entry in namespace().iterdir() if _NAME.fullmatch(entry.name))
+        return sorted(entry.name for entry in (place / _inode()).iterdir() if _NAME.fullmatch(entry.name))
     except FileNotFoundError:
         return []
 
 
 def sessions() -> list[Session]:
     """The sessions of this network namespace that run."""
-    found = (read(name) for name in names())
+    found = (read(name) for name in dict.fromkeys(name for place in _bases() for name in _names(place)))
     return [session for session in found if session is not None and session.running]
 
 
@@ -141,8 +164,8 @@ def _private(path: str, flags: int) -> int:
 
 
 def create(name: str) -> Path:
-    """Make the session's directory, if it is not there (root, under the lock)."""
-    made = directory(name)
+    """Make the session's directory, if it is not there (root, under the lock). UsageError as of `directory`."""
+    made = namespace() / directory(name).name
     made.mkdir(mode=0o755, parents=True, exist_ok=True)
     return made
 

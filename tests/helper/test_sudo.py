@@ -105,12 +105,21 @@ def test_started_by_sudo_the_process_becomes_the_user(laptop: Path, sudoers: Pat
     eventually(lambda: network() == before, 1)
 
 
+@pytest.mark.parametrize("given", [{"SUDO_UID": "4294967294", "SUDO_GID": "1"}, {"SUDO_UID": "ann"}, {"SUDO_UID": "1"}])
+def test_a_caller_of_sudo_who_is_none(laptop: Path, given: dict[str, str]) -> None:
+    before = network()
+    environment = {name: value for name, value in os.environ.items() if name != "SUDO_GID"} | given
+    done = subprocess.run(script(""), env=environment, stderr=subprocess.PIPE, text=True)
+    assert "SUDO_UID and SUDO_GID name no user of this host" in done.stderr.splitlines()[-1]
+    eventually(lambda: network() == before, 1)
+
+
 @pytest.mark.parametrize("rule", ["nobody ALL=(root) ALL", "root ALL=(ALL) ALL", "nobody ALL=(root) NOPASSWD: /bin/ls"])
 def test_a_sudo_that_refuses(laptop: Path, sudoers: Path, rule: str) -> None:
     before = network()
     argv, environment = in_mount_namespace(sudoers, rule, "setsid", *script(BECOME))
     done = subprocess.run(argv, env=environment, stderr=subprocess.PIPE, text=True)
-    assert "PrivilegeError: the root helper is not there (sudo refused" in done.stderr.splitlines()[-1]
+    assert "PrivilegeError: sudo did not start the root helper" in done.stderr.splitlines()[-1]
     assert network() == before
 
 

@@ -31,9 +31,11 @@ def add_manager_flags(group: "argparse._ArgumentGroup") -> None:  # pyright: ign
 
 
 def access(arguments: argparse.Namespace) -> "Access":
-    """How the cluster is reached."""
+    """How the cluster is reached; from here on this process is an ordinary user's, as whoever reads a kubeconfig is."""
+    from tpvpn.helper import rights
     from tpvpn.kube.api import Access
 
+    rights.give_up()
     return Access(
         kubeconfig=arguments.kubeconfig,
         context=arguments.context,

@@ -64,10 +64,11 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
     """The session from start to end; the exit code."""
     from tpvpn import control
     from tpvpn.engine import Engine
+    from tpvpn.helper import rights
     from tpvpn.helper.client import HelperClient, start_helper
 
-    # By sudo or as root the helper comes first: what follows, reading files included, is then the user's own doing.
-    started = await start_helper() if os.geteuid() == 0 else None
+    # Who has rights starts the helper first: what follows, reading files included, is then done without them.
+    started = await start_helper() if rights.held() else None
 
     async def helper() -> HelperClient:
         return started or await start_helper()

@@ -219,3 +219,5 @@ class Firewall:
 
     tables: tuple[Table, ...] = ()
     devices: Mapping[str, int] | None = None
+    complete: bool = True
+    """False where there may be tables of iptables-legacy that only root can name."""

@@ -2,7 +2,8 @@
 
 It decides nothing and changes nothing. nf_tables is read by netlink; the tables of iptables-legacy by getsockopt, and
 only those that are there already (/proc/net/ip_tables_names), since asking for another would load its module.
-Both need CAP_NET_ADMIN. The standard library only: the root helper reads.
+Both need CAP_NET_ADMIN, the names of the latter root besides, or CAP_DAC_READ_SEARCH. The standard library only: the
+root helper reads.
 """
 
 import os
@@ -33,7 +34,10 @@ def read() -> Firewall:
     """
     devices = {name: index for index, name in socket.if_nameindex()}
     nftables = read_nftables()
-    return Firewall((*_legacy_tables(), *nftables), devices)
+    try:
+        return Firewall((*_legacy_tables(), *nftables), devices)
+    except PermissionError:
+        return Firewall(tuple(nftables), devices, complete=False)
 
 
 def _legacy_tables() -> list[Table]:
@@ -51,7 +55,8 @@ def _legacy_tables() -> list[Table]:
 
 def _blob(name: str, domain: int, level: int) -> legacy.Blob:
     """The table's entries; read again when it changed meanwhile."""
-    with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as kernel:
+    # Any socket of the family will do (nf_getsockopt); a raw one would need CAP_NET_RAW besides.
+    with socket.socket(domain, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as kernel:
         while True:
             asked = name.encode().ljust(_INFO.size, b"\0")
             _name, valid, *places, _count, size = _INFO.unpack(_ask(kernel, level, _GET_INFO, asked))

@@ -1,14 +1,16 @@
 """The user's side of the root helper: starting it, asking it, hearing of its end.
 
-It knows how to come by root's rights, and nothing of what is asked. There are three beginnings. An ordinary user: sudo
-starts the helper, and may ask for a password. Root: the helper is a plain child. Root by sudo: the helper is a child,
-and this process then becomes the user who called sudo, with no capability left, before it does anything else. In each
-case the helper goes into the background, and all that joins the two processes is a socketpair.
+It knows how to come by the rights for it, and nothing of what is asked. There are four beginnings. An ordinary user:
+sudo starts the helper, and may ask for a password. Root: the helper is a plain child. Root by sudo: the helper is a
+child, and this process then becomes the user who called sudo. A service of an ordinary user's that was given
+CAP_NET_ADMIN: the helper is a child that keeps it, and this process then drops it. So whoever had rights starts the
+helper before anything else (`rights.held`), and has none left afterwards. In each case the helper goes into the
+background, and all that joins the two processes is a socketpair.
 """
 
 import asyncio
 import os
-import pwd
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tpvpn import privileged
 from tpvpn.errors import PrivilegeError, TpvpnError
-from tpvpn.helper import protocol
+from tpvpn.helper import protocol, rights
 from tpvpn.helper.protocol import Apply, Claim, Cleanup, Guard, Look, OpenTun, Request, Reset, Watch
 from tpvpn.privileged import Seen
 from tpvpn.route.operations import Operation
@@ -169,16 +171,15 @@ def _chunks(items: Sequence[_Item], limit: int) -> list[tuple[_Item, ...]]:
 
 
 async def start_helper() -> HelperClient:
-    """Start the root helper; started by sudo, this process is the user's own when it returns.
+    """Start the root helper; this process is an ordinary user's when it returns, unless that is root.
 
-    PrivilegeError when root's rights cannot be had.
+    PrivilegeError when the rights for it cannot be had.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with theirs:
             await _launch(theirs)
-        if os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
-            become_user(int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+        rights.give_up()
         return HelperClient(ours)
     except BaseException:
         ours.close()
@@ -187,7 +188,7 @@ async def start_helper() -> HelperClient:
 
 async def _launch(connection: socket.socket) -> None:
     """Run the command that puts the helper into the background, and wait for it to end."""
-    sudo = () if os.geteuid() == 0 else ("sudo", "--") if _has_terminal() else ("sudo", "-n", "--")
+    sudo = () if rights.held() else ("sudo", "--") if _has_terminal() else ("sudo", "-n", "--")
     try:
         # What starts it may wait for a password: the loop goes on meanwhile.
         command = await asyncio.create_subprocess_exec(
@@ -198,11 +199,20 @@ async def _launch(connection: socket.socket) -> None:
             "tpvpn needs root's rights for its helper, and sudo is not installed: start tpvpn as root"
         ) from None
     if code := await command.wait():
-        why = "sudo refused, or the helper could not start" if sudo else "it could not start"
+        if not sudo:
+            raise PrivilegeError(
+                f"the root helper could not start (exit code {code}): `{shlex.join(COMMAND)}` says why"
+            )
         raise PrivilegeError(
-            f"the root helper is not there ({why}; exit code {code}): `{' '.join((*sudo, *COMMAND))}` must be allowed; "
-            "or start tpvpn itself by sudo"
+            f"sudo did not start the root helper (exit code {code}): run `{_by_sudo()}` in a terminal, or have "
+            f"`{shlex.join(COMMAND)}` allowed to you in sudoers"
         )
+
+
+def _by_sudo() -> str:
+    """This very command with sudo in front, whose PATH is another one, and which forgets KUBECONFIG."""
+    keep = ("--preserve-env=KUBECONFIG",) if "KUBECONFIG" in os.environ else ()
+    return shlex.join(("sudo", *keep, sys.executable, "-m", "tpvpn", *sys.argv[1:]))
 
 
 def _has_terminal() -> bool:
@@ -211,15 +221,3 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-def become_user(uid: int, gid: int) -> None:
-    """Give up root's rights for good: groups, then the group, then the user; the kernel drops every capability."""
-    try:
-        account = pwd.getpwuid(uid)
-    except KeyError:
-        raise PrivilegeError(f"there is no user {uid}, whom SUDO_UID names: start tpvpn by sudo as a user") from None
-    os.initgroups(account.pw_name, gid)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)

@@ -89,9 +89,9 @@ class Helper:
     def _claim(self, name: str) -> dict[str, object]:
         if self._journal is not None:
             raise RequestError("this helper has a session already")
-        directory = rundir.directory(name)
         with _state_locked():
-            self._begin(name, Journal(rundir.create(name) / "journal"))
+            directory = rundir.create(name)
+            self._begin(name, Journal(directory / "journal"))
         session = self._claimed()
         return {"device": session.device, "table": session.table, "directory": str(directory)}
 
@@ -180,7 +180,7 @@ def _state_locked() -> Generator[None]:
             raise
         raise PrivilegeError(
             f"cannot keep the sessions' state in {rundir.base()}: {error.strerror}; "
-            "set TPVPN_RUN_DIR to a directory that root may write"
+            "set TPVPN_RUN_DIR to a directory that the helper may write"
         ) from error
 
 
@@ -211,10 +211,23 @@ def _repair(own: str | None = None) -> tuple[set[int], list[str]]:
 
 
 def _replay(journal: Journal) -> list[str]:
-    """Undo what the journal's session left; what there was, in words."""
-    if journal.session is None or journal.session.boot_id != rundir.boot_id():
+    """Undo what the journal's session left; what there was, in words.
+
+    The journal of a helper that was an ordinary user's could have been written by that user: it is no more believed
+    than a request.
+    """
+    session = journal.session
+    if session is None or session.boot_id != rundir.boot_id():
         return []
-    return [protocol.describe(operation.target) for operation in journal.undo_list() if _try(operation)]
+    done = [operation for operation in journal.undo_list() if _is_ours(operation, session)]
+    return [protocol.describe(operation.target) for operation in done if _try(operation)]
+
+
+def _is_ours(operation: Operation, session: Session) -> bool:
+    with contextlib.suppress(RequestError):
+        protocol.check(operation, session.device, session.table)
+        return True
+    return False
 
 
 def _try(operation: Operation) -> bool:

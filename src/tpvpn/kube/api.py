@@ -106,6 +106,12 @@ class Cluster:
             return
         try:
             await self._loader.load_and_set(self._configuration)  # pyright: ignore[reportUnknownMemberType]
+        except FileNotFoundError as error:  # missing files of other kinds are a ConfigException
+            plugin: Any = self._loader._user  # pyright: ignore[reportPrivateUsage]
+            raise ClusterError(
+                f"context {self.context} of the kubeconfig runs {plugin['exec']['command']}, which is not there: "
+                f"PATH is {os.environ.get('PATH')}"
+            ) from error
         except (ConfigException, OSError, ValueError, KeyError, AssertionError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             raise ClusterError(f"context {self.context} of the kubeconfig cannot be used: {words}") from error
