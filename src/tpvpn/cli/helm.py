@@ -10,6 +10,7 @@ from types import FrameType
 from tpvpn.cli import Commands
 from tpvpn.errors import UsageError
 
+
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     from tpvpn.kube.helm import VERBS
