@@ -5,6 +5,8 @@ import base64
 import hashlib
 import json
 import os
+import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes_lab import ADMIN, CACHE, IMAGE, LAPTOP, Kubernetes
+from kubernetes_lab import ADMIN, CACHE, IMAGE, LAPTOP, TPVPN, Kubernetes
 
 from peers import eventually
 from pod import inside
@@ -191,6 +193,18 @@ def test_other_tokens_reach_the_running_manager(release: Release) -> None:
     assert release.pods() == before
 
 
+def test_an_admin_of_one_namespace_may_install_there(cluster: Kubernetes) -> None:
+    with cluster.namespace("chart-own", **RESTRICTED) as namespace:
+        admin = ("--namespace", namespace, "--clusterrole", "admin", "--user", "ned")
+        cluster.kubectl("create", "rolebinding", "admin", *admin)
+        release = Release(cluster, namespace)
+        ned = ("--kube-as-user", "ned", "--set", f"image={IMAGE},replicas=2,users[0].kind=Group,users[0].name=devs")
+        refused = release.helm("install", *ned)
+        assert 'cannot create resource "namespaces"' in refused.stderr
+        release.done("install", "--create-namespace=false", *ned, *WAIT)
+        release.done("uninstall", "--kube-as-user", "ned")
+
+
 def test_two_pods_on_two_nodes(release: Release) -> None:
     first = release.pods()["tpvpn-0"]
     release.done("upgrade", "--set", "replicas=2", *WAIT)
@@ -230,7 +244,7 @@ def test_encrypted_end_to_end_with_a_certificate_that_is_kept(cluster: Kubernete
 VARIANTS = [
     ("exit=auto",),
     ("exit=socket", "destinations={10.130.0.0/16,fd00:130::/64}", "imagePullSecrets[0].name=registry"),
-    ("exit=kernel", "replicas=2", "affinity.nodeAffinity=null", "nodeSelector.pool=edge"),
+    ("exit=kernel", "replicas=2", "nodeSelector.pool=edge"),
     ("encryption=always", "replicas=3", "podAnnotations.team=net", "tolerations[0].operator=Exists"),
     ("clusterRole=true", "users[0].kind=Group,users[0].name=devs", "resources=null"),
     ("clusterRole=true", "users[0].kind=ServiceAccount,users[0].name=ci,users[0].namespace=default"),
@@ -332,13 +346,45 @@ def test_uninstalled_nothing_is_left(cluster: Kubernetes) -> None:
         assert f"tpvpn:{namespace}" not in clusterwide
 
 
+def test_each_command_of_the_admins_page_is_true(cluster: Kubernetes) -> None:
+    """As they stand there, but for the namespace and the image."""
+    page = (ROOT / "docs" / "admins.md").read_text()
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) == 15
+    try:
+        for line in lines:
+            line = re.sub("^tpvpn helm [a-z]+", r"\g<0> --namespace chart-page", line)
+            line = re.sub("namespace tpvpn", "namespace chart-page", line)
+            line = re.sub(" install ", rf"\g<0>--set image={IMAGE} --wait ", line)
+            words = shlex.split(line)
+            words[:1] = [*TPVPN] if words[0] == "tpvpn" else [str(CACHE / "bin" / words[0])]
+            ran = cluster.laptop(*words, env={"PATH": PATH})
+            assert ran.returncode == 0, f"{line}: {ran.stderr}"
+    finally:
+        cluster.kubectl("delete", "namespace", "chart-page", "--ignore-not-found")
+
+
+def test_the_admins_page_has_every_value() -> None:
+    def leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:
+        for key, value in values.items():
+            if path + key in ("client", "client.routing", "client.dns", "networkPolicy"):
+                yield from leaves(value, f"{path}{key}.")
+            else:
+                yield path + key
+
+    page = (ROOT / "docs" / "admins.md").read_text()
+    table = page[page.index("| value |") : page.index("An upgrade keeps")]
+    named = {name for row in table.strip().splitlines()[2:] for name in re.findall("`([^`]+)`", row.split("|", 2)[1])}
+    assert named == set(leaves(yaml.safe_load((CHART / "values.yaml").read_text())))
+
+
 def test_helm_answers_a_signal_and_its_exit_code_is_ours(cluster: Kubernetes, tmp_path: Path) -> None:
     with cluster.namespace("chart-signal") as namespace:
         release = Release(cluster, namespace)
         missing = release.helm("status")
         assert (missing.returncode, missing.stdout) == (1, "")
         assert "release: not found" in missing.stderr
-        command = ["nsenter", f"--net=/run/netns/{LAPTOP}", sys.executable, "-m", "tpvpn", "helm", "install"]
+        command = ["nsenter", f"--net=/run/netns/{LAPTOP}", *TPVPN, "helm", "install"]
         command += ["--namespace", namespace, "--set", "image=tpvpn.test/none:1", "--wait", "--timeout", "100s"]
         environment = {**os.environ, "KUBECONFIG": str(ADMIN), "PATH": PATH, "TMPDIR": str(tmp_path)}
         running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -351,7 +397,7 @@ def test_helm_answers_a_signal_and_its_exit_code_is_ours(cluster: Kubernetes, tm
 
 
 def test_without_a_helm_it_says_what_to_do() -> None:
-    command = [sys.executable, "-m", "tpvpn", "helm", "install"]
+    command = [*TPVPN, "helm", "install"]
     refused = subprocess.run(command, env={**os.environ, "PATH": "/nonexistent"}, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr == (
@@ -398,7 +444,7 @@ def test_chart_and_package_are_one(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PATH": PATH}
-    run = [sys.executable, "-m", "tpvpn", "helm", "template", "--show-only", "templates/configmaps.yaml"]
+    run = [*TPVPN, "helm", "template", "--show-only", "templates/configmaps.yaml"]
     shown = subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
     program = next(one for one in yaml.safe_load_all(shown) if one["metadata"]["name"] == "tpvpn-program")
     (tmp_path / "manager.pyz").write_bytes(base64.b64decode(program["binaryData"]["manager.pyz"]))

@@ -1,6 +1,7 @@
 """`tpvpn helm`: the user's own helm, with the embedded chart."""
 
 import argparse
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -29,21 +30,21 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from tpvpn.kube.helm import words, write_chart
 
-    with tempfile.TemporaryDirectory(prefix="tpvpn-") as directory:
-        chart = Path(directory) / "tpvpn"
-        write_chart(chart)
-        return _helm(words(arguments.verb, arguments.arguments, chart))
-
-
-def _helm(words: list[str]) -> int:
-    """Run helm to its end, whatever signal comes: it is the one to answer, and the chart is removed after it."""
-    try:
-        helm = subprocess.Popen(["helm", *words])
-    except FileNotFoundError:
+    helm = shutil.which("helm")
+    if helm is None:
         raise UsageError(
             "there is no helm on PATH, and `tpvpn helm` runs your own: install Helm 3.14 or newer (https://helm.sh), "
             "or do without, as `tpvpn connect` starts a manager of its own"
-        ) from None
+        )
+    with tempfile.TemporaryDirectory(prefix="tpvpn-") as directory:
+        chart = Path(directory) / "tpvpn"
+        write_chart(chart)
+        return _to_its_end([helm, *words(arguments.verb, arguments.arguments, chart)])
+
+
+def _to_its_end(command: list[str]) -> int:
+    """Run helm, whatever signal comes: it is the one to answer, and its chart is removed after it."""
+    helm = subprocess.Popen(command)
 
     def pass_on(number: int, _: FrameType | None) -> None:
         helm.send_signal(number)
