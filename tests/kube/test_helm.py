@@ -284,23 +284,13 @@ def test_the_pod_is_admitted_where_restricted_is_enforced(release: Release, exit
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_the_kernel_exits_pod_may_make_a_tun(cluster: Kubernetes) -> None:
-    program = (
-        "import fcntl, os, stat, struct; from pathlib import Path; tun = Path('/dev/net/tun');"
-        "tun.parent.mkdir(exist_ok=True); os.mknod(tun, 0o600 | stat.S_IFCHR, os.makedev(10, 200));"
-        "fcntl.ioctl(os.open(tun, os.O_RDWR), 0x400454CA, struct.pack('16sH22x', b'test', 1))"
-    )
+def test_the_kernel_exit_has_the_rights_it_needs(cluster: Kubernetes) -> None:
     with cluster.namespace("chart-kernel") as namespace:
-        objects = rendered(Release(cluster, namespace), "exit=kernel", f"image={IMAGE}")
-        (stateful,) = (one for one in objects if one["kind"] == "StatefulSet")
-        spec = stateful["spec"]["template"]["spec"] | {"restartPolicy": "Never", "volumes": []}
-        container = spec["containers"][0] | {"command": ["python3", "-c", program], "volumeMounts": []}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tun", "namespace": namespace}}
-        pod |= {"spec": spec | {"containers": [container | {"readinessProbe": None, "livenessProbe": None}]}}
-        cluster.kubectl("create", "--filename", "-", input=json.dumps(pod))
-        cluster.kubectl(
-            *("wait", "pod/tun", "--namespace", namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=40s")
-        )
+        release = Release(cluster, namespace)
+        release.done("install", "--set", f"image={IMAGE},exit=kernel", *WAIT)
+        assert release.session(release.tokens()["default"]) == "tpvpn-0"
+        assert "exit kernel (IPv4" in cluster.kubectl("logs", "tpvpn-0", "--namespace", namespace)
+        release.done("uninstall")
 
 
 @pytest.mark.parametrize(
