@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from tpvpn.cli import cleanup, config, connect, lab, manager, plan, sessions, why
+    from tpvpn.cli import cleanup, config, connect, helm, lab, manager, plan, sessions, why
 
     parser = argparse.ArgumentParser(
         prog=os.path.basename(sys.argv[0]).replace("kubectl-", "kubectl ").removesuffix(".py") or "tpvpn",
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     config.add_parser(commands)
     sessions.add_parsers(commands)
     cleanup.add_parser(commands)
+    helm.add_parser(commands)
     manager.add_parser(commands)
     lab.add_parser(commands)
     version = commands.add_parser("version", help="print the version")
