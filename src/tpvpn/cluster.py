@@ -1,55 +1,81 @@
-"""What a session needs of a Kubernetes cluster: its subnets, a manager in it, and the way there.
+"""A manager in a Kubernetes cluster and the way to it: the one that an admin installed, else one of the user's own.
 
 It knows the order of things, not how each is done (`kube/`, `transport/`). Nothing is created in the cluster before the
 session's plan was found good: the manager is asked for when the transport dials.
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from tpvpn.errors import ClusterError, ManagerError
+from tpvpn.errors import ClusterError, ManagerError, TpvpnError
 from tpvpn.kube.api import Cluster
-from tpvpn.kube.discover import Discovery
 from tpvpn.kube.install import Installer, name_for
+from tpvpn.kube.installed import NAME, Installed, credentials, installed
 from tpvpn.kube.manifest import IMAGE, Ephemeral
-from tpvpn.kube.subnets import outside, subnets
-from tpvpn.route.verdict import Wanted
+from tpvpn.kube.refusal import ForbiddenError
+from tpvpn.proto.sessions import Question
+from tpvpn.sessions import ask
 from tpvpn.transport.apiserver import PortForward, Target, ThroughApiServer, Upgrade, next_hop
+from tpvpn.transport.inner_tls import ImpostorError
 from tpvpn.transport.stream import Stream
 from tpvpn.transport.tcp import resolve
+
+Way = Literal["auto", "upgrade", "portforward"]
+_LEAVING = 5.0
+"""Seconds at the end of a session for finding out who else uses its manager."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user says of the manager: where it is to be, its image, and what pulls that."""
+    """What a user says of the manager: where it is to be, what starts one, and the way to it."""
 
     namespace: str | None = None
     image: str = IMAGE
     pull_secrets: tuple[str, ...] = ()
+    ephemeral: bool | None = None
+    """True: always one of the user's own; False: never."""
+    way: Way = "auto"
 
 
-async def discover(cluster: Cluster, given: Sequence[Wanted]) -> tuple[list[Wanted], list[str]]:
-    """Services and pods, a kind that is given as it is given; and what a user should know of how. ClusterError."""
-    seen = await Discovery(cluster).run()
-    found = subnets(seen.observed)
-    kinds = {one.kind for one in given}
-    wanted = [Wanted(one.prefix, one.kind, one.source) for one in found.found if one.kind not in kinds]
-    warnings = [warning for warning in found.warnings if not any(f"--{kind}-cidr" in warning for kind in kinds)]
-    for kind in ("service", "pod"):
-        prefixes = [one.prefix for one in given if one.kind == kind]
-        lost = outside(seen.observed, prefixes, kind) if prefixes else None
-        warnings += [lost] if lost else []
-    return [*given, *wanted], [*warnings, *(seen.forbidden if warnings else ())]
+@dataclass(frozen=True, slots=True)
+class Managers:
+    """Where a manager is, or may be started."""
+
+    admins: Installed | None
+    own: Installer | None
 
 
-class AutoTransport:
-    """To a manager of the user's own, started when there is none; by the fastest way through the API server."""
+async def managers(cluster: Cluster, options: Options, say: Callable[[str], None]) -> Managers:
+    """Look for an installed one. ClusterError when there is none, and none of the user's own is wanted."""
+    admins = None
+    if not options.ephemeral:
+        admins = await installed(cluster, options.namespace or NAME)
+    if options.ephemeral is False:
+        if not admins:
+            raise ClusterError(
+                f"no manager that you may use is installed in namespace {options.namespace or NAME}: ask an admin for "
+                "`tpvpn helm install`, name another with --manager-namespace, or leave out --no-ephemeral"
+            )
+        return Managers(admins, None)
+    namespace = options.namespace or cluster.namespace
+    wanted = Ephemeral(await name_for(cluster), namespace, options.image, options.pull_secrets)
+    return Managers(admins, Installer(cluster, wanted, say))
+
+
+class ClusterTransport:
+    """The fastest way through the API server to a manager, which is started when there is none."""
 
     purpose = "the API server"
+    patience = 60.0
 
-    def __init__(self, cluster: Cluster, installer: Installer, say: Callable[[str], None]) -> None:
-        self._cluster, self._installer, self._say = cluster, installer, say
+    def __init__(self, cluster: Cluster, managers: Managers, way: Way, say: Callable[[str], None]) -> None:
+        self._cluster, self._managers, self._say = cluster, managers, say
+        self._ways = (Upgrade, PortForward) if way == "auto" else ((Upgrade,) if way == "upgrade" else (PortForward,))
         self._used: ThroughApiServer | None = None
 
     @property
@@ -72,25 +98,75 @@ class AutoTransport:
 
     async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]:
         """A stream to the manager, when that is ready. Errors: ClusterError, ManagerError."""
-        manager = await self._installer.manager()
+        tried = await self._tried()
+        for number, one in enumerate(tried):
+            self._used = one
+            try:
+                return await one.dial(addresses)
+            except (ClusterError, ManagerError) as error:
+                if isinstance(error, ImpostorError) or number == len(tried) - 1:
+                    raise
+                if tried[number + 1].word != one.word:
+                    self._say(f"the transport is {tried[number + 1].word}, which is slower than {one.word}: {error}")
+        raise AssertionError("there is always a way")
+
+    async def _tried(self) -> Sequence[ThroughApiServer]:
+        """All ways to the manager, in order. Errors: ClusterError, ManagerError."""
+        admins, own = self._managers.admins, self._managers.own
+        if admins:
+            try:
+                keys = await credentials(self._cluster, admins)
+            except ForbiddenError as error:
+                if not own:
+                    raise
+                self._say(f"warning: the manager of namespace {admins.namespace} is not for you: {error}")
+            else:
+                return [way(self._cluster, target, keys.token, keys.pin) for way, target in self._to(admins)]
+        assert own
+        manager = await own.manager()
+        self._managers = Managers(None, own)
         self._say(f"manager {manager.namespace}/{manager.pod} is ready")
         target = Target(manager.namespace, "pods", manager.pod, manager.port)
-        self._used = Upgrade(self._cluster, target, manager.token)
+        return [way(self._cluster, target, manager.token) for way in self._ways]
+
+    def _to(self, admins: Installed) -> Iterator[tuple[type[ThroughApiServer], Target]]:
+        """The service's proxy chooses a pod that is ready; for a port-forward each is tried, from any of them on."""
+        first = secrets.randbelow(len(admins.pods))
+        for way in self._ways:
+            if way is Upgrade:
+                yield way, Target(admins.namespace, "services", NAME, admins.port)
+            else:
+                for pod in admins.pods[first:] + admins.pods[:first]:
+                    yield way, Target(admins.namespace, "pods", pod, admins.port)
+
+    async def leave(self) -> None:
+        """Remove the user's own manager, unless another session uses it still."""
+        own = self._managers.own
+        if own and own.used and not await self._is_shared():
+            await own.remove()
+
+    async def _is_shared(self) -> bool:
+        if not self._used:
+            return False
         try:
-            return await self._used.dial(addresses)
-        except (ClusterError, ManagerError) as error:
-            self._say(f"the transport is portforward, which is slower than upgrade: {error}")
-            self._used = PortForward(self._cluster, target, manager.token)
-            return await self._used.dial(addresses)
+            async with asyncio.timeout(_LEAVING):
+                for _ in range(3):  # the goodbye of our own may be on its way
+                    answer = await ask(self._used, Question(socket.gethostname()))
+                    if not answer.sessions:
+                        return False
+                    await asyncio.sleep(0.2)
+                return True
+        except (TpvpnError, TimeoutError):
+            return False
 
 
 @contextlib.asynccontextmanager
-async def transport_to(cluster: Cluster, options: Options, say: Callable[[str], None]) -> AsyncGenerator[AutoTransport]:
-    """The way to a manager; one that was started for it is removed at the end."""
-    namespace = options.namespace or cluster.namespace
-    wanted = Ephemeral(await name_for(cluster), namespace, options.image, options.pull_secrets)
-    installer = Installer(cluster, wanted, say)
+async def transport_to(
+    cluster: Cluster, found: Managers, way: Way, say: Callable[[str], None]
+) -> AsyncGenerator[ClusterTransport]:
+    """The way to a manager; one of the user's own is removed at the end, when nobody uses it any more."""
+    transport = ClusterTransport(cluster, found, way, say)
     try:
-        yield AutoTransport(cluster, installer, say)
+        yield transport
     finally:
-        await installer.remove()
+        await transport.leave()

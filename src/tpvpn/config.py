@@ -60,6 +60,8 @@ class Key(Generic[T]):
     read: Callable[[str], T]
     takes: str
     default: T | None = None
+    united: bool = True
+    """Lists of several layers are one; else the uppermost that has any holds alone."""
 
 
 def subnet(text: str) -> Prefix:
@@ -103,7 +105,9 @@ NEVER = Key("client.routing.neverProxySubnets", subnet, "a list of subnets")
 ON_CONFLICT: Key[OnConflict] = Key(
     "client.routing.onConflict", on_conflict, f"one of {', '.join(get_args(OnConflict))}", "fail"
 )
-KEYS: tuple[Key[Any], ...] = (ALLOW, ALSO, NEVER, ON_CONFLICT)
+SERVICES = Key("serviceCIDRs", Prefix.parse, "a list of subnets", united=False)
+PODS = Key("podCIDRs", Prefix.parse, "a list of subnets", united=False)
+KEYS: tuple[Key[Any], ...] = (ALLOW, ALSO, NEVER, ON_CONFLICT, SERVICES, PODS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +127,26 @@ class Config:
 
 
 def merge(*layers: Config) -> Config:
-    """One of several, the first on top: lists are united, of other keys the uppermost value holds."""
+    """One of several, the first on top: most lists are united, of other keys the uppermost value holds."""
     merged = dict[Key[Any], tuple[Value[Any], ...]]()
     for key in KEYS:
         first = dict[Any, Value[Any]]()
-        for value in (value for layer in layers for value in layer.values.get(key, ())):
+        given = [layer.values[key] for layer in layers if layer.values.get(key)]
+        for value in (value for values in (given if key.united else given[:1]) for value in values):
             first.setdefault(value.value, value)
         merged[key] = tuple(first.values())[: None if key.default is None else 1]
     return Config(merged)
 
 
-def parse(data: bytes, file: str) -> Config:
-    """Read a configuration file's bytes; UsageError says where in `file` something is wrong and what is allowed."""
+def parse(data: bytes, file: str, *, strict: bool = True) -> Config:
+    """Read a configuration file's bytes; UsageError says where in `file` something is wrong and what is allowed.
+
+    Not `strict`: what another version wrote, whose further keys are passed over.
+    """
     if len(data) > LIMIT:
         raise UsageError(f"{file} is larger than {LIMIT // 1024} KiB, which no configuration needs: make it smaller")
     root = compose(data, file)
-    return merge(Config({} if root is None else dict(read_mapping(root, TREE, "", file))))
+    return merge(Config({} if root is None else dict(read_mapping(root, TREE, "", file, strict))))
 
 
 Tree: TypeAlias = "dict[str, Key[Any] | Tree]"
@@ -214,7 +222,9 @@ def shape(node: "Node") -> str:
     return "nothing" if tag == f"{TAG}null" else {"mapping": "a mapping", "sequence": "a list"}.get(kind, "text")
 
 
-def read_mapping(node: "Node", tree: Tree, path: str, file: str) -> "Iterator[tuple[Key[Any], tuple[Value[Any], ...]]]":
+def read_mapping(
+    node: "Node", tree: Tree, path: str, file: str, strict: bool
+) -> "Iterator[tuple[Key[Any], tuple[Value[Any], ...]]]":
     """The values below a mapping; `path` is its own key, with a dot behind."""
     if (is_a := shape(node)) == "nothing":
         return
@@ -224,6 +234,8 @@ def read_mapping(node: "Node", tree: Tree, path: str, file: str) -> "Iterator[tu
     for name, value in node.value:
         word = name.value if shape(name) == "text" else ""
         if word not in tree:
+            if not strict:
+                continue
             wrong(name, file, unknown(word, tree, path))
         if word in seen:
             wrong(name, file, f"{path}{word} is given twice, first in line {seen[word]}: keep one of them")
@@ -232,7 +244,7 @@ def read_mapping(node: "Node", tree: Tree, path: str, file: str) -> "Iterator[tu
         if isinstance(below, Key):
             yield below, tuple(read_values(value, below, file))
         else:
-            yield from read_mapping(value, below, f"{path}{word}.", file)
+            yield from read_mapping(value, below, f"{path}{word}.", file, strict)
 
 
 def read_values(node: "Node", key: Key[Any], file: str) -> Iterator[Value[Any]]:

@@ -7,15 +7,15 @@ the kernel goes through the helper, which undoes it when this process ends, howe
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tpvpn.errors import LinkLostError, TpvpnError
+from tpvpn.errors import ClusterError, LinkLostError, ManagerError, SessionEndedError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
-from tpvpn.proto.session import Offer
+from tpvpn.proto.session import Offer, Terms
 from tpvpn.route.changes import Changes
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request
@@ -24,6 +24,8 @@ from tpvpn.transport.stream import Stream
 from tpvpn.tunnel import Tunnel, shake_hands
 from tpvpn.wire import vnet
 
+RETRY = 1.0
+"""Seconds between two attempts to connect again."""
 QUEUE_LENGTH = 1000
 """Packets that wait in each of the TUN's queues."""
 
@@ -35,7 +37,21 @@ class Settings:
     name: str
     client: str
     transport: "Transport"
+    wishes: "Wishes"
+
+
+class Wishes(Protocol):
+    """What is to be routed, as it is known now."""
+
     request: Request
+
+    def learn(self, facts: Mapping[str, Any]) -> None:
+        """Take what the manager sees in its pod; `request` may be another one then. Errors: UsageError."""
+        ...
+
+    def follow(self) -> AsyncIterator[Request]:
+        """A request whenever it is another one, for ever."""
+        ...
 
 
 class Transport(Protocol):
@@ -49,6 +65,11 @@ class Transport(Protocol):
     @property
     def purpose(self) -> str:
         """What the addresses that it dials are, which must stay out of the tunnel."""
+        ...
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a link that was lost is tried to be had again."""
         ...
 
     async def resolve(self) -> list[str]:
@@ -77,8 +98,10 @@ class Engine:
     ) -> None:
         self._settings, self._start_helper, self._say = settings, helper, say
         self._since = datetime.now().astimezone()
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._router = Router(settings.request, say)
+        self._state = "connecting"
+        self._lost: asyncio.Future[TpvpnError] = asyncio.get_running_loop().create_future()
+        self._carried = dict[str, int]()
+        self._router = Router(settings.wishes.request, say)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
@@ -86,13 +109,14 @@ class Engine:
             changes = stack.enter_context(Changes())
             transport = self._settings.transport
             addresses = await transport.resolve()
-            dialled = [(Prefix.host(one.partition("%")[0]), transport.purpose) for one in addresses]
-            await self._router.look(self._settings.name, dialled)
+            await self._router.look(self._settings.name, _dialled(transport, addresses))
             await stack.enter_async_context(self._helped())
             await self._router.look_closer(self._helper, self._claimed)
-            stream, early = await self._reach_manager(stack, addresses)
+            stream, early = await self._reach_manager(addresses)
+            stack.callback(stream.close)
             await self._open_device(stack, stream, early)
-            await self._router.attach(self._terms, self._tunnel.set_virtual)
+            await self._router.attach(self._terms, self._set_virtual)
+            self._state = "ready"
             ready.set()
             await self._follow(changes)
 
@@ -106,14 +130,21 @@ class Engine:
         finally:
             await self._helper.close()
 
-    async def _reach_manager(self, stack: contextlib.AsyncExitStack, addresses: list[str]) -> tuple[Stream, bytes]:
+    async def _reach_manager(self, addresses: list[str], had: tuple[str, ...] = ()) -> tuple[Stream, bytes]:
+        """A session with a manager, with the addresses that we had if it can. Errors: ManagerError, ClusterError."""
         settings = self._settings
         if warning := settings.transport.warning(addresses):
             self._say(f"warning: {warning}")
         stream, early = await settings.transport.dial(addresses)
-        stack.callback(stream.close)
-        offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
-        self._terms, early = await shake_hands(stream, early, settings.transport.token, offer)
+        try:
+            wanted = {f"ipv{6 if ':' in one else 4}": one for one in had}
+            offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL), **wanted)
+            self._terms, early = await shake_hands(stream, early, settings.transport.token, offer)
+            settings.wishes.learn(self._terms.facts)
+        except BaseException:
+            stream.close()
+            raise
+        self._router.change(settings.wishes.request)
         self._say(f"manager {self._terms.pod} took us in by {settings.transport.name}")
         if silent := self._terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
@@ -122,45 +153,105 @@ class Engine:
     async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> None:
         """Open the TUN with the addresses that the manager gave, and let packets flow."""
         terms = self._terms
-        tun, self._addresses = await self._helper.open_tun(
+        self._granted = _addresses(terms)
+        self._tun, self._addresses = await self._helper.open_tun(
             mtu=terms.mtu,
-            addresses=[address for address in (terms.ipv4, terms.ipv6) if address],
+            addresses=self._granted,
             offload=bool(terms.offloads),
             txqueuelen=QUEUE_LENGTH,
         )
-        stack.callback(tun.close)
-        tun.set_offloads(tun.offloads & vnet.from_names(terms.offloads))
+        stack.callback(self._tun.close)
         await self._helper.guard()
-        self._tunnel = Tunnel(stream, early, tun, terms, self._fail)
-        stack.callback(self._tunnel.close)
-        self._say(f"device {tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
+        self._begin_tunnel(stream, early)
+        stack.callback(lambda: self._tunnel.close())
+        self._say(f"device {self._tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
+
+    def _begin_tunnel(self, stream: Stream, early: bytes) -> None:
+        self._tun.set_offloads(self._tun.offloads & vnet.from_names(self._terms.offloads))
+        self._tunnel = Tunnel(stream, early, self._tun, self._terms, self._lose)
+
+    async def _set_virtual(self, pairs: Sequence[tuple[str, str]]) -> None:
+        await self._tunnel.set_virtual(pairs)
+
+    # -- while it lasts ------------------------------------------------------------------------------------------------
 
     async def _follow(self, changes: Changes) -> None:
-        """Plan anew whenever the kernel's routing changed, until the link or the helper is gone."""
-        watching = asyncio.create_task(self._router.follow(changes))
+        """Plan anew whenever the kernel's routing or the wishes change, until the link or the helper is gone."""
+        tasks = [
+            asyncio.create_task(self._router.follow(changes)),
+            asyncio.create_task(self._follow_wishes(changes)),
+            asyncio.create_task(self._keep_link(changes)),
+        ]
         try:
-            await asyncio.wait((watching, self._failed, self._helper.closed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((*tasks, self._helper.closed), return_when=asyncio.FIRST_COMPLETED)
             if self._helper.closed.done():
                 raise LinkLostError("the root helper was ended, and with it the tunnel: connect again")
-            await (self._failed if self._failed.done() else watching)
+            for task in tasks:
+                if task.done():
+                    await task
         finally:
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def _follow_wishes(self, changes: Changes) -> None:
+        async for request in self._settings.wishes.follow():
+            self._router.change(request)
+            changes.tell()
+
+    async def _keep_link(self, changes: Changes) -> None:
+        """Connect again when the link is lost; its error when that is not to be, or not within the patience."""
+        while True:
+            lost = await self._lost
+            self._lost = asyncio.get_running_loop().create_future()
+            patience = self._settings.transport.patience
+            if not patience or isinstance(lost, SessionEndedError) or not isinstance(lost, LinkLostError):
+                raise lost
+            self._state = "reconnecting"
+            self._tunnel.close()
+            self._say(f"{lost}; connecting again")
+            await self._connect_again(lost, asyncio.get_running_loop().time() + patience)
+            self._state = "ready"
+            changes.tell()
+
+    async def _connect_again(self, lost: LinkLostError, deadline: float) -> None:
+        transport = self._settings.transport
+        while True:
+            try:
+                addresses = await transport.resolve()
+                await self._router.keep_out(_dialled(transport, addresses))
+                stream, early = await self._reach_manager(addresses, tuple(self._granted))
+                break
+            except (ManagerError, ClusterError) as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise LinkLostError(f"{lost}, and no other is to be had: {error}") from error
+                await asyncio.sleep(RETRY)
+        if _addresses(self._terms) != self._granted:
+            stream.close()
+            raise LinkLostError(f"{lost}, and the next one has other addresses for this laptop: connect again")
+        self._carried = self._traffic()
+        self._begin_tunnel(stream, early)
+        if self._router.virtual:
+            await self._tunnel.set_virtual(self._router.virtual)
 
     @property
     def directory(self) -> Path:
         """Where the session keeps its state, once it is ready."""
         return self._claimed.directory
 
-    def _fail(self, error: TpvpnError) -> None:
-        if not self._failed.done():
-            self._failed.set_exception(error)
+    def _lose(self, error: TpvpnError) -> None:
+        if not self._lost.done():
+            self._lost.set_result(error)
+
+    def _traffic(self) -> dict[str, int]:
+        """What all links of the session carried."""
+        return {name: count + self._carried.get(name, 0) for name, count in asdict(self._tunnel.counters).items()}
 
     def status(self) -> dict[str, Any]:
         """The session as `tpvpn status --output json` shows it."""
         terms = self._terms
         return {
             "name": self._settings.name,
-            "state": "ready",
+            "state": self._state,
             "since": self._since.isoformat(timespec="seconds"),
             "pid": os.getpid(),
             "manager": {
@@ -175,6 +266,15 @@ class Engine:
             "device": self._claimed.device,
             "table": self._claimed.table,
             "addresses": list(self._addresses),
-            "traffic": asdict(self._tunnel.counters),
+            "traffic": self._traffic(),
             **self._router.status(),
         }
+
+
+def _dialled(transport: Transport, addresses: Sequence[str]) -> list[tuple[Prefix, str]]:
+    """What must stay out of the tunnel, and why."""
+    return [(Prefix.host(one.partition("%")[0]), transport.purpose) for one in addresses]
+
+
+def _addresses(terms: Terms) -> list[str]:
+    return [address for address in (terms.ipv4, terms.ipv6) if address]

@@ -49,6 +49,10 @@ class ProtocolError(ManagerError):
 
 
 class LinkLostError(TpvpnError):
-    """The connection to the manager is gone for good."""
+    """The connection to the manager is gone."""
 
     exit_code = 7
+
+
+class SessionEndedError(LinkLostError):
+    """The manager wants this session no more: it is not to be opened again."""

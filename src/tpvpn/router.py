@@ -67,11 +67,23 @@ class Router:
         self._names = Names(name for name, _ in request.names)
         self._dialled: tuple[tuple[Prefix, str], ...] = ()
         self._terms: Terms | None = None
-        self._virtual: list[tuple[str, str]] = []
+        self.virtual: list[tuple[str, str]] = []
+        """The pairs that the manager maps."""
         self.plan = Plan(True, ())
         self.shadowed: dict[str, str] = {}
         self.changes: deque[Change] = deque(maxlen=HISTORY)
         self._since: dict[Wanted, Change] = {}
+
+    def change(self, request: Request) -> None:
+        """What is wanted from now on; the next look makes it so."""
+        self._request = request
+        self._names.set(name for name, _ in request.names)
+
+    async def keep_out(self, dialled: Sequence[tuple[Prefix, str]]) -> None:
+        """Never route these addresses, which are about to be dialled, from now on."""
+        if tuple(dialled) != self._dialled:
+            self._dialled = tuple(dialled)
+            await self.update()
 
     # -- before anything is changed ------------------------------------------------------------------------------------
 
@@ -165,9 +177,9 @@ class Router:
     async def _map(self, plan: Plan) -> None:
         """Let the manager map the virtual subnets before anything is routed to them."""
         pairs = [(str(subnet.virtual), str(subnet.wanted.prefix)) for subnet in plan.subnets if subnet.virtual]
-        if pairs != self._virtual:
+        if pairs != self.virtual:
             await self._set_virtual(pairs)
-            self._virtual = pairs
+            self.virtual = pairs
 
     def _tell(self, before: Plan) -> None:
         """Say and remember what changed of each subnet."""

@@ -1,11 +1,21 @@
 """A manager's sessions, asked for over any transport, and ended: the client's end of `tpvpn manager sessions`."""
 
 import secrets
+from typing import Protocol
 
-from tpvpn.engine import Transport
 from tpvpn.proto.handshake import NONCE_LENGTH
 from tpvpn.proto.sessions import Answer, Question, SessionsHandshake
+from tpvpn.transport.stream import Stream
 from tpvpn.tunnel import converse
+
+
+class Transport(Protocol):
+    """A way to a manager."""
+
+    @property
+    def token(self) -> bytes: ...
+    async def resolve(self) -> list[str]: ...
+    async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]: ...
 
 
 async def ask(transport: Transport, question: Question) -> Answer:

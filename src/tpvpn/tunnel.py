@@ -7,7 +7,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
-from tpvpn.errors import LinkLostError, ManagerError, TpvpnError
+from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
 from tpvpn.link import Link
 from tpvpn.proto import config, message
 from tpvpn.proto.handshake import NONCE_LENGTH, ClientSide
@@ -19,6 +19,10 @@ from tpvpn.wire import frame
 
 HANDSHAKE_TIMEOUT = 10.0
 CONFIG_TIMEOUT = 10.0
+HEARTBEAT = 5.0
+"""Seconds between two pings to the manager; they cost some 15 bytes a second."""
+DEAD_AFTER = 15.0
+"""Seconds without anything from the manager after which the link is lost."""
 
 
 async def shake_hands(stream: Stream, early: bytes, token: bytes, offer: Offer) -> tuple[Terms, bytes]:
@@ -60,6 +64,7 @@ class Tunnel:
         self, stream: Stream, early: bytes, tun: Tun, terms: Terms, on_end: Callable[[TpvpnError], None]
     ) -> None:
         self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
         self._ended: TpvpnError | None = None
         self._changing = asyncio.Lock()
         self._changes = 0
@@ -68,6 +73,10 @@ class Tunnel:
         own = OwnAddress("destination", terms.ipv4, terms.ipv6)
         self._pump = Pump(tun, self._link, own, self._on_frame, offload=bool(terms.offloads))
         self._pump.start()
+        self._beats = self._beats_answered = 0
+        self._heard = 0
+        self._proved = self._due = self._loop.time()
+        self._beat()
 
     @property
     def counters(self) -> Counters:
@@ -83,7 +92,7 @@ class Tunnel:
             if self._ended:
                 raise self._ended
             self._changes += 1
-            self._answer = asyncio.get_running_loop().create_future()
+            self._answer = self._loop.create_future()
             self._link.send(frame.CONTROL, config.encode_change(self._changes, pairs))
             try:
                 async with asyncio.timeout(CONFIG_TIMEOUT):
@@ -105,18 +114,34 @@ class Tunnel:
         self._link.send(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
         self._link.close()
 
+    def _beat(self) -> None:
+        """Ask for a sign of life, which also keeps whoever is in between from ending an idle connection."""
+        now, heard = self._loop.time(), self._beats_answered + self._pump.counters.received_packets
+        if heard != self._heard or now > self._due + HEARTBEAT:  # this process, or the whole laptop, had slept
+            self._heard, self._proved = heard, now
+        if now - self._proved >= DEAD_AFTER:
+            self._end(LinkLostError(f"the manager did not answer for {DEAD_AFTER:.0f} s"))
+            return
+        self._due = now + HEARTBEAT
+        self._beating = self._loop.call_at(self._due, self._beat)
+        self._beats += 1
+        self._link.send(frame.CONTROL, message.encode("ping", id=self._beats))
+
     def _on_frame(self, kind: int, payload: bytes) -> None:
         if kind != frame.CONTROL:
             return  # kinds of a later version are skipped (docs/protocol.md)
         what = message.decode(payload)
         if what["type"] == "ping":
             self._link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+        elif what["type"] == "pong":
+            self._beats_answered += 1
         elif what["type"] == "config" and self._answer and what.get("id") == self._changes:
             if not self._answer.done():
                 self._answer.set_result(message.optional(what, "error", str))
         elif what["type"] in ("goodbye", "error"):
             reason = what.get("reason") or what.get("message")
-            self._end(LinkLostError(f"the manager ended the session: {message.printable(str(reason), 300)}"))
+            lost = LinkLostError if what.get("again") is True else SessionEndedError
+            self._end(lost(f"the manager ended the session: {message.printable(str(reason), 300)}"))
 
     def _end(self, error: TpvpnError) -> None:
         self._settle(error)
@@ -125,5 +150,6 @@ class Tunnel:
     def _settle(self, error: TpvpnError) -> None:
         """The session is over: nobody waits for an answer any more."""
         self._ended = error
+        self._beating.cancel()
         if self._answer and not self._answer.done():
             self._answer.set_exception(error)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tpvpn.kube.api import Access
 
 
-def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+def add_cluster_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":  # pyright: ignore[reportPrivateUsage]
     """Add the flags that kubectl has too."""
     group = parser.add_argument_group("cluster", "as for kubectl; used unless subnets and manager are given by hand")
     group.add_argument("--kubeconfig", metavar="F", help="the kubeconfig (default: KUBECONFIG, or ~/.kube/config)")
@@ -19,13 +19,32 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--request-timeout", type=float, default=10.0, metavar="S", help="seconds for a request to the API server (10)"
     )
+    return group
+
+
+def add_manager_namespace(group: "argparse._ArgumentGroup") -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the one flag that says where a manager is."""
+    group.add_argument(
+        "--manager-namespace",
+        metavar="NAME",
+        help="where the manager is (default: tpvpn, if one is installed there, else one of your own in --namespace)",
+    )
 
 
 def add_manager_flags(group: "argparse._ArgumentGroup") -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the flags of a manager in the cluster."""
     from tpvpn.kube.manifest import IMAGE
 
-    group.add_argument("--manager-namespace", metavar="NAME", help="where the manager is (default: --namespace)")
+    add_manager_namespace(group)
+    own = group.add_mutually_exclusive_group()
+    own.add_argument("--ephemeral", action="store_true", help="start a manager of your own, even if one is installed")
+    own.add_argument("--no-ephemeral", action="store_true", help="use the manager that is installed, or none")
+    group.add_argument(
+        "--transport",
+        choices=("auto", "upgrade", "portforward"),
+        default="auto",
+        help="the way through the API server (auto: upgrade, else portforward, which is slower)",
+    )
     group.add_argument("--image", default=IMAGE, help=f"a Python for the manager that is started ({IMAGE})")
     group.add_argument("--image-pull-secret", action="append", default=[], metavar="NAME", help="pulls it (repeatable)")
 
@@ -50,4 +69,10 @@ def manager_options(arguments: argparse.Namespace) -> "Options":
     """What the manager is to be."""
     from tpvpn.cluster import Options
 
-    return Options(arguments.manager_namespace, arguments.image, tuple(arguments.image_pull_secret))
+    return Options(
+        arguments.manager_namespace,
+        arguments.image,
+        tuple(arguments.image_pull_secret),
+        ephemeral=True if arguments.ephemeral else False if arguments.no_ephemeral else None,
+        way=arguments.transport,
+    )

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, manager_options
-from tpvpn.cli.routing import add_routing_flags, given, routing
+from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
     from tpvpn.engine import Settings
+    from tpvpn.route.verdict import Request
     from tpvpn.transport.tcp import Direct
 
 
@@ -189,26 +190,27 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     Errors: UsageError when they make no sense, ClusterError when the cluster is needed and not to be reached.
     """
     from tpvpn.engine import Settings
+    from tpvpn.wishes import Fixed, FromCluster
 
-    subnets, transport = given(arguments), direct(arguments)
-    if not subnets or transport is None:
-        from tpvpn.cluster import discover, transport_to
-        from tpvpn.kube.api import opened
+    def make(*found: Any) -> "Request":
+        request = routing(arguments, *found)
+        words = (*request.policy.given, *_given(arguments))
+        return replace(request, policy=replace(request.policy, given=words))
 
-        cluster = await stack.enter_async_context(opened(access(arguments)))
-        subnets, warnings = await discover(cluster, subnets)
-        for warning in warnings:
-            _say(f"warning: {warning}")
-        if transport is None:
-            transport = await stack.enter_async_context(transport_to(cluster, manager_options(arguments), _say))
-    request = routing(arguments, found=subnets)
-    words = tuple(_given(arguments))
-    return Settings(
-        name=arguments.name,
-        client=socket.gethostname(),
-        transport=transport,
-        request=replace(request, policy=replace(request.policy, given=(*request.policy.given, *words))),
-    )
+    transport = direct(arguments)
+    if names_a_cluster(arguments) and transport:
+        return Settings(arguments.name, socket.gethostname(), transport, Fixed(make()))
+    from tpvpn.cluster import managers, transport_to
+    from tpvpn.kube.api import opened
+
+    options = manager_options(arguments)
+    cluster = await stack.enter_async_context(opened(access(arguments)))
+    found = await managers(cluster, options, _say)
+    wishes = FromCluster(cluster, found.admins, make, _say)
+    await wishes.look()
+    if transport is None:
+        transport = await stack.enter_async_context(transport_to(cluster, found, options.way, _say))
+    return Settings(arguments.name, socket.gethostname(), transport, wishes)
 
 
 def direct(arguments: argparse.Namespace) -> "Direct | None":

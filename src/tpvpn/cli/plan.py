@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands
-from tpvpn.cli.cluster import access, add_cluster_flags
-from tpvpn.cli.routing import add_routing_flags, given, routing
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace
+from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import ConflictError
 
 if TYPE_CHECKING:
-    from tpvpn.route.verdict import Wanted
+    from tpvpn.route.verdict import Request
 
 
 def add_parser(commands: Commands) -> None:
@@ -22,7 +22,7 @@ def add_parser(commands: Commands) -> None:
         description="Show what connect would route, and every conflict with its way out. Changes nothing, needs no "
         "privilege. Exit code 3: connect would refuse.",
     )
-    add_cluster_flags(parser)
+    add_manager_namespace(add_cluster_flags(parser))
     add_routing_flags(parser)
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
     parser.set_defaults(run=run)
@@ -37,8 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tpvpn.report import as_json, as_text
     from tpvpn.router import Router
 
-    request = routing(arguments, found=asyncio.run(_subnets(arguments)))
-    plan = asyncio.run(Router(request, quiet).preview(rundir.DEFAULT_NAME))
+    plan = asyncio.run(Router(asyncio.run(_request(arguments)), quiet).preview(rundir.DEFAULT_NAME))
     if arguments.output == "json":
         print(json.dumps(as_json(plan), indent=2))
     else:
@@ -47,19 +46,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if plan.ok else ConflictError.exit_code
 
 
-async def _subnets(arguments: argparse.Namespace) -> "list[Wanted]":
-    """Those that are given, else the cluster's, with the user's own rights; warnings go to stderr."""
-    subnets = given(arguments)
-    if subnets:
-        return subnets
-    from tpvpn.cluster import discover
+async def _request(arguments: argparse.Namespace) -> "Request":
+    """Of the subnets that are given, else of the cluster's, with the user's own rights; warnings go to stderr."""
+    if names_a_cluster(arguments):
+        return routing(arguments)
+    from functools import partial
+
     from tpvpn.kube.api import opened
+    from tpvpn.kube.installed import NAME, installed
+    from tpvpn.wishes import FromCluster
 
     async with opened(access(arguments)) as cluster:
-        subnets, warnings = await discover(cluster, subnets)
-    for warning in warnings:
-        print(f"tpvpn: warning: {warning}", file=sys.stderr)
-    return subnets
+        admins = await installed(cluster, arguments.manager_namespace or NAME)
+        wishes = FromCluster(cluster, admins, partial(routing, arguments), _say)
+        await wishes.look()
+    return wishes.request
+
+
+def _say(text: str) -> None:
+    print(f"tpvpn: {text}", file=sys.stderr)
 
 
 def quiet(_: str) -> None:

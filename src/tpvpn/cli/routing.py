@@ -1,27 +1,33 @@
 """The flags that say what to route, shared by `plan`, `connect` and `why`, laid over the configuration file."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 from tpvpn.cli.config import load
-from tpvpn.config import ALLOW, ALSO, NEVER, ON_CONFLICT, Config, Key, Source, Value, merge, subnet
+from tpvpn.config import ALLOW, ALSO, NEVER, ON_CONFLICT, PODS, SERVICES, Config, Key, Source, Value, merge, subnet
 from tpvpn.errors import UsageError
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Kind, OnConflict, Policy, Request, Wanted
 
 T = TypeVar("T")
 
-CLUSTER: tuple[tuple[str, Kind], ...] = (("--service-cidr", "service"), ("--pod-cidr", "pod"))
+CLUSTER: tuple[tuple[str, Key[Prefix], Kind], ...] = (
+    ("--service-cidr", SERVICES, "service"),
+    ("--pod-cidr", PODS, "pod"),
+)
 KEYS: tuple[tuple[str, Key[Any]], ...] = (
+    ("--service-cidr", SERVICES),
+    ("--pod-cidr", PODS),
     ("--allow-conflicting-subnets", ALLOW),
     ("--also-proxy", ALSO),
     ("--never-proxy", NEVER),
 )
-GIVEN = (*(flag for flag, _ in CLUSTER), "--also-proxy", "--never-proxy", "--virtual", "--host", "--hosts-file")
+GIVEN = (*(flag for flag, _, _ in CLUSTER), "--also-proxy", "--never-proxy", "--virtual", "--host", "--hosts-file")
 """What a command to paste repeats; what is allowed, and what a conflict leads to, is for it to say."""
 HOSTS = 1024
 """Single addresses are routes, and many of them: as many as a table bears that is read again at each change."""
+NOTHING = Config()
 FILE_LIMIT = 1 << 20
 """Bytes of a file of hosts."""
 
@@ -57,29 +63,30 @@ def add_routing_flags(parser: argparse.ArgumentParser) -> None:
 
 def names_a_cluster(arguments: argparse.Namespace) -> bool:
     """Whether the flags name subnets of a cluster."""
-    return any(_words(arguments, flag) for flag, _ in CLUSTER)
-
-
-def given(arguments: argparse.Namespace) -> list[Wanted]:
-    """The cluster's subnets that the flags name; UsageError when one is malformed."""
-    return [Wanted(prefix, kind, flag) for flag, kind in CLUSTER for prefix in _read(arguments, flag, Prefix.parse)]
+    return any(_words(arguments, flag) for flag, _, _ in CLUSTER)
 
 
 def routing(
-    arguments: argparse.Namespace, config: Config | None = None, found: Iterable[Wanted] | None = None
+    arguments: argparse.Namespace,
+    admin: Config = NOTHING,
+    found: Sequence[Wanted] | None = None,
+    seen: Iterable[tuple[Prefix, str]] = (),
 ) -> Request:
-    """What the flags ask for, and beneath them the configuration: the file of whoever runs this, unless one is given.
+    """What the flags ask for; beneath them the file of whoever runs this; beneath that what the cluster's admin set.
 
-    `found`: the cluster's subnets, where they are known from it. UsageError when a value is malformed, when flags
-    contradict each other, or when no subnet of a cluster is known.
+    `found`: the cluster's subnets, where they are known from it: those of a kind that is given do not count. `seen`:
+    addresses there, for --on-conflict hosts. UsageError when a value is malformed, when flags contradict each other, or
+    when no subnet of a cluster is known or to be found.
     """
-    wanted = given(arguments) if found is None else list(found)
-    if not wanted:
+    merged = merge(_flags(arguments), load(), admin)
+    wanted = [Wanted(one.value, kind, str(one.source)) for kind, one in _subnets(merged)]
+    kinds = {one.kind for one in wanted}
+    wanted += [one for one in found or () if one.kind not in kinds]
+    if not wanted and found is None:
         raise UsageError(
             "the cluster's subnets are not known: give --service-cidr and/or --pod-cidr, "
             "for example --service-cidr 10.96.0.0/12"
         )
-    merged = merge(_flags(arguments), load() if config is None else config)
     also = [(one.value, str(one.source)) for one in merged.all(ALSO)]
     wanted += [Wanted(value, "also", source) for value, source in also if isinstance(value, Prefix)]
     return Request(
@@ -88,12 +95,19 @@ def routing(
             allow=tuple(one.value for one in merged.all(ALLOW)),
             never=tuple((one.value, str(one.source)) for one in merged.all(NEVER)),
             on_conflict=merged.one(ON_CONFLICT).value,
-            hosts=_hosts(arguments, merged.one(ON_CONFLICT)),
+            hosts=_hosts(arguments, merged.one(ON_CONFLICT), seen),
             virtual=_virtual(arguments, wanted),
             given=tuple(word for flag in GIVEN for value in _words(arguments, flag) for word in (flag, value)),
         ),
         tuple((value, source) for value, source in also if isinstance(value, str)),
     )
+
+
+def _subnets(config: Config) -> Iterator[tuple[Kind, Value[Prefix]]]:
+    """Of each kind the uppermost layer's: who gives some gives all."""
+    for _, key, kind in CLUSTER:
+        for one in config.all(key):
+            yield kind, one
 
 
 def _words(arguments: argparse.Namespace, flag: str) -> list[str]:
@@ -119,8 +133,13 @@ def _flags(arguments: argparse.Namespace) -> Config:
 # -- single hosts ------------------------------------------------------------------------------------------------------
 
 
-def _hosts(arguments: argparse.Namespace, conflict: Value[OnConflict]) -> tuple[tuple[Prefix, str], ...]:
-    """The single hosts to route, each once, with where it is from; none unless conflicts lead to that."""
+def _hosts(
+    arguments: argparse.Namespace, conflict: Value[OnConflict], seen: Iterable[tuple[Prefix, str]]
+) -> tuple[tuple[Prefix, str], ...]:
+    """The single hosts to route, each once, with where it is from; none unless conflicts lead to that.
+
+    Those that are given come first; of those that were seen in the cluster as many as there is room for.
+    """
     flags = [flag for flag in ("--host", "--hosts-file") if _words(arguments, flag)]
     if conflict.value != "hosts":
         if flags:
@@ -135,12 +154,16 @@ def _hosts(arguments: argparse.Namespace, conflict: Value[OnConflict]) -> tuple[
     for file in _words(arguments, "--hosts-file"):
         for prefix, source in _hosts_of(file):
             found.setdefault(prefix, source)
+    given = len(found)
+    for prefix, source in seen:
+        if len(found) < HOSTS:
+            found.setdefault(prefix, source)
     if not found:
         what = "no address is in " + ", ".join(arguments.hosts_file) if flags else "none is given"
         raise UsageError(f"on-conflict is hosts ({conflict.source}), but {what}: give some with --host or --hosts-file")
-    if len(found) > HOSTS:
+    if given > HOSTS:
         raise UsageError(
-            f"{len(found):,} hosts are given, and at most {HOSTS:,} can be routed one by one: give fewer, "
+            f"{given:,} hosts are given, and at most {HOSTS:,} can be routed one by one: give fewer, "
             "or allow a subnet with --allow-conflicting-subnets"
         )
     return tuple(found.items())

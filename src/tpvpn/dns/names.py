@@ -49,6 +49,13 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = [Name(name) for name in dict.fromkeys(names)]
+        self._new = asyncio.Event()
+
+    def set(self, names: Iterable[str]) -> None:
+        """Look after these from now on, and no others."""
+        there = {one.name: one for one in self._names}
+        self._names = [there.get(name) or Name(name) for name in dict.fromkeys(names)]
+        self._new.set()
 
     def addresses(self) -> dict[str, tuple[Prefix, ...]]:
         """What each name has now; nothing when it was not found."""
@@ -63,9 +70,12 @@ class Names:
 
     async def follow(self, changed: Callable[[], None]) -> None:
         """Look each up again when its time comes, for ever; `changed()` when one has other addresses."""
-        while self._names:
-            next_due = min(one.due for one in self._names)
-            await asyncio.sleep(max(0.0, next_due - asyncio.get_running_loop().time()))
+        while True:
+            now = asyncio.get_running_loop().time()
+            wait = min((one.due - now for one in self._names), default=None)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._new.wait(), wait if wait is None else max(0.0, wait))
+            self._new.clear()
             before = self.addresses()
             await self.look_up()
             if self.addresses() != before:

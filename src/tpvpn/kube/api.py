@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PAGE = 500
 """Objects a request, as kubectl asks."""
+_WATCHED = 240
+"""Seconds of one watch, after which the next one begins."""
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
@@ -165,26 +167,42 @@ class Cluster:
         content_type: str,
         identity: list[tuple[str, str]],
     ) -> tuple[int, bytes]:
+        try:
+            answer = await self._open(method, path, body, query, content_type, identity, self._access.timeout)
+            return answer.status, await answer.read()
+        except TimeoutError:
+            raise ClusterError(
+                f"{self.server} did not answer within {self._access.timeout:g} s: is the VPN up that leads to it?"
+            ) from None
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        query: Mapping[str, str] | None,
+        content_type: str,
+        identity: list[tuple[str, str]],
+        timeout: float,
+    ) -> Any:
+        """The answer's head, and what gives its body. ClusterError, TimeoutError."""
         import aiohttp
         from multidict import CIMultiDict
 
         headers: Any = CIMultiDict([*identity, ("Content-Type", content_type)])
         try:
             client: Any = self._client.rest_client
-            answer = await client.request(
+            return await client.request(
                 method,
                 self.server + path,
                 query_params=list((query or {}).items()),
                 headers=headers,
                 body=body,
                 _preload_content=False,
-                _request_timeout=self._access.timeout,
+                _request_timeout=timeout,
             )
-            return answer.status, await answer.read()
         except TimeoutError:
-            raise ClusterError(
-                f"{self.server} did not answer within {self._access.timeout:g} s: is the VPN up that leads to it?"
-            ) from None
+            raise
         except aiohttp.ClientConnectorCertificateError as error:
             raise ClusterError(
                 f"{self.server} has a certificate that the kubeconfig does not trust: {error.certificate_error}"
@@ -192,6 +210,18 @@ class Cluster:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             reason = getattr(error, "os_error", error)
             raise ClusterError(f"cannot reach the API server {self.server}: {_plain(reason)}") from error
+
+    async def watch(self, path: str) -> AsyncIterator[dict[str, Any]]:
+        """Events of a list, beginning with what is there, for some minutes. Errors: every ClusterError."""
+        query = {"watch": "1", "timeoutSeconds": str(_WATCHED)}
+        answer = await self._open("GET", path, None, query, "application/json", await self.headers(), 2.0 * _WATCHED)
+        if answer.status != 200:
+            raise refusal(answer.status, await answer.read(), self.server, _words("GET", path))
+        rest = b""
+        async for data in _data_of(answer):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
 
     async def may(self, verb: str, resource: str, *, group: str = "", namespace: str = "", name: str = "") -> bool:
         """Whether this user may; "pods/portforward" for a subresource. What cannot be asked counts as yes."""
@@ -203,6 +233,19 @@ class Cluster:
         except ForbiddenError:
             return True
         return bool(answer.get("status", {}).get("allowed"))
+
+
+async def _data_of(answer: Any) -> AsyncIterator[bytes]:
+    """The body as it comes; ClusterError when it breaks off."""
+    import aiohttp
+
+    try:
+        async for data in answer.content.iter_any():
+            yield data
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise ClusterError(f"the API server ended a watch: {_plain(error)}") from error
+    finally:
+        answer.close()
 
 
 @contextlib.asynccontextmanager

@@ -11,18 +11,21 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from tpvpn.errors import ClusterError, ManagerError
 from tpvpn.kube import manifest, zipapp
 from tpvpn.kube.api import Cluster
 from tpvpn.kube.manifest import PORT, Ephemeral, Object
-from tpvpn.kube.refusal import ForbiddenError, MissingError
+from tpvpn.kube.refusal import ExistsError, ForbiddenError, MissingError
 from tpvpn.proto.token import parse_tokens
 
 PATIENCE = 90.0
 """Seconds for a manager to be ready, its image pulled."""
 _POLL = 0.2
+_BEGINNING = 10.0
+"""Seconds in which a Job without a pod is one that another session is making (by the API server's clock)."""
 _NEEDED = (("create", "secrets", ""), ("create", "configmaps", ""), ("list", "pods", ""))
 _HOPELESS = ("ErrImageNeverPull", "InvalidImageName", "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError",
              "CreateContainerError", "RunContainerError", "CrashLoopBackOff")  # fmt: skip
@@ -43,38 +46,63 @@ class Installer:
 
     def __init__(self, cluster: Cluster, wanted: Ephemeral, say: Callable[[str], None]) -> None:
         self._cluster, self._wanted, self._say = cluster, wanted, say
-        self._made = False
         self._kind = "jobs"
+        self.used = False
+        """There is one, made by this process or by another session of the same user."""
 
     async def manager(self) -> Manager:
         """The one that runs already, else a new one. Errors: ClusterError, ManagerError, with nothing left behind."""
-        found = await self._running()
+        found = await self._join()
         if found:
             return found
         await self._check()
         try:
             return await self._make()
+        except ExistsError:  # another session of this user was quicker
+            self.used = False
+            found = await self._join()
+            if found:
+                return found
+            raise
         except BaseException:
             await self.remove()
             raise
 
     async def remove(self) -> None:
-        """Remove what this process made, and with it all that it owns."""
-        if self._made:
-            self._made = False
+        """Remove it, and with it all that it owns."""
+        if self.used:
+            self.used = False
             await self._delete()
 
-    async def _running(self) -> Manager | None:
-        """A ready manager of this name whose token we may read."""
-        try:
-            pod = await self._pod()
-            if pod is None or not _is_ready(pod):
+    async def _join(self) -> Manager | None:
+        """The manager that another session of this user started, when it is ready; None when there is none to be."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                pod = await self._pod()
+                if not pod or _hopeless(pod):
+                    if pod or not await self._is_beginning():
+                        return None
+                elif _is_ready(pod):
+                    kept = await self._cluster.get(self._path("secrets", self._wanted.name))
+                    token = next(iter(parse_tokens(base64.b64decode(kept["data"]["tokens"]).decode()).values()))
+                    self._kind = "jobs" if pod["metadata"].get("ownerReferences") else "pods"
+                    self.used = True
+                    return Manager(self._wanted.namespace, pod["metadata"]["name"], PORT, token)
+            except (ForbiddenError, MissingError):
                 return None
-            kept = await self._cluster.get(self._path("secrets", self._wanted.name))
-            token = next(iter(parse_tokens(base64.b64decode(kept["data"]["tokens"]).decode()).values()))
-        except (ForbiddenError, MissingError):
-            return None
-        return Manager(self._wanted.namespace, pod["metadata"]["name"], PORT, token)
+            await asyncio.sleep(_POLL)
+        return None
+
+    async def _is_beginning(self) -> bool:
+        """Whether there is a Job that is to have a pod soon: young, or at work."""
+        job = await self._cluster.get(self._path("jobs", self._wanted.name))
+        conditions: list[Object] = job.get("status", {}).get("conditions") or []
+        ended = any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+        if ended or job["metadata"].get("deletionTimestamp"):
+            return False
+        made = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+        return (datetime.now(UTC) - made).total_seconds() < _BEGINNING
 
     async def _check(self) -> None:
         """Say what is not allowed before anything is created."""
@@ -100,7 +128,7 @@ class Installer:
         await self._delete()  # one that has ended
         token = secrets.token_hex(32).encode()
         made = manifest.job(wanted) if self._kind == "jobs" else manifest.pod(wanted)
-        self._made = True
+        self.used = True
         owner = await cluster.request("POST", self._path(self._kind), made)
         owner |= {"apiVersion": made["apiVersion"], "kind": made["kind"]}
         await asyncio.gather(

@@ -21,6 +21,10 @@ class MissingError(ClusterError):
     """There is no such object, or no such API."""
 
 
+class ExistsError(ClusterError):
+    """There is one of this name already."""
+
+
 def refusal(status: int, body: bytes, server: str, what: str) -> ClusterError:
     """The error for an answer that is not 2xx; `what` was asked, as "list nodes"."""
     said = message_of(body)
@@ -34,7 +38,8 @@ def refusal(status: int, body: bytes, server: str, what: str) -> ClusterError:
         return ForbiddenError(_forbidden(said))
     if status == 404:
         return MissingError(f"{server} cannot {what}: {said}")
-    return ClusterError(f"{server} refused to {what} ({status}): {said}")
+    kind = ExistsError if status == 409 else ClusterError
+    return kind(f"{server} refused to {what} ({status}): {said}")
 
 
 def message_of(body: bytes) -> str | None:

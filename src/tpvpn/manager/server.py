@@ -11,10 +11,11 @@ With a certificate no session is plain: TLS is there from the first byte on, or 
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -97,7 +98,7 @@ class Server:
     async def close(self) -> None:
         """Say goodbye to every client and end every connection."""
         for session in list(self.sessions.values()):
-            session.say_goodbye("the manager shuts down")
+            session.say_goodbye("the manager shuts down", again=True)
         for task in self._strangers:
             task.cancel()
         if self._tasks:
@@ -298,11 +299,21 @@ def _shown(peer: tuple[str, int]) -> str:
 
 
 def _facts() -> dict[str, object]:
-    """What a client may want to know of the pod: its resolvers."""
-    try:
-        return {"resolv_conf": Path("/etc/resolv.conf").read_text()[:2048]}
-    except OSError:
-        return {}
+    """What a client may want to know of the pod: its resolvers, its own addresses, the API server's service."""
+    facts: dict[str, object] = {"addresses": list(_own_addresses())}
+    with contextlib.suppress(OSError):
+        facts["resolv_conf"] = Path("/etc/resolv.conf").read_text()[:2048]
+    if service := os.environ.get("KUBERNETES_SERVICE_HOST"):
+        facts["api_service"] = service
+    return facts
+
+
+def _own_addresses() -> Iterator[str]:
+    """The source address of each family by the way out; connecting a datagram socket sends nothing."""
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as looking:
+            looking.connect((far, 9))
+            yield looking.getsockname()[0]
 
 
 async def _control_frame(stream: Stream, decoder: frame.Decoder) -> bytes:

@@ -106,11 +106,14 @@ class Session:
                 self._carrier.stop()
             link.close()
 
-    def say_goodbye(self, reason: str) -> None:
-        """Tell the client that the session ends, and end it when the connection has taken that, or does not soon."""
+    def say_goodbye(self, reason: str, *, again: bool = False) -> None:
+        """Tell the client that the session ends, and end it when the connection has taken that, or does not soon.
+
+        `again`: the client may open it anew, here or at another manager.
+        """
         if self._link and self._carrier:
             self._carrier.stop()
-            self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason))
+            self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason, again=again))
             if self._link.congested:
                 self._link.on_drained = partial(self._end, reason)
                 self._loop.call_later(GRACE, self._end, reason)

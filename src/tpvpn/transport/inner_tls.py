@@ -26,6 +26,10 @@ _PIECE = 1 << 17
 _HANDSHAKE = 1 << 14
 
 
+class ImpostorError(ManagerError):
+    """Somebody else's certificate."""
+
+
 class InnerTlsStream(Stream):
     """TLS over a stream, which it owns from now on; `early` came before. Its `handshake` is the first thing to be done.
 
@@ -124,7 +128,7 @@ async def encrypted(below: Stream, early: bytes, pin: bytes, whom: str) -> Inner
             f"{whom} does not speak TLS as expected ({error.reason or error}): was it started with --tls-cert?"
         ) from error
     if not hmac.compare_digest(stream.certificate_hash, pin):
-        raise ManagerError(
+        raise ImpostorError(
             f"the certificate of {whom} is not the pinned one: it has sha256:{stream.certificate_hash.hex()}"
         )
     return stream

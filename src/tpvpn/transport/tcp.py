@@ -89,6 +89,11 @@ class Direct:
         return self.endpoint.url
 
     @property
+    def patience(self) -> float:
+        """It may be anyone's: a link that is lost is the end."""
+        return 0.0
+
+    @property
     def purpose(self) -> str:
         """What the addresses are, which must stay out of the tunnel."""
         return "the manager"

@@ -1,0 +1,83 @@
+"""The manager that an admin installed for everyone, as its objects in the cluster tell of it (`chart/`).
+
+All of them have one fixed name, so that a user needs no right to list anything: `get` on a ConfigMap and on a Secret.
+"""
+
+import base64
+import binascii
+import hashlib
+import ssl
+from dataclasses import dataclass
+from typing import Any
+
+from tpvpn.errors import ManagerError, UsageError
+from tpvpn.kube.api import Cluster
+from tpvpn.kube.refusal import ForbiddenError, MissingError
+from tpvpn.proto.token import parse_tokens
+
+NAME = "tpvpn"
+"""Of each object, and of the namespace unless the user names another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What its ConfigMap says."""
+
+    namespace: str
+    port: int
+    replicas: int
+    encrypted: bool
+    client: bytes
+    """The clients' configuration (YAML)."""
+
+    @property
+    def source(self) -> str:
+        """Where the clients' configuration is, for its readers."""
+        return f"configmap {self.namespace}/{NAME}"
+
+    @property
+    def pods(self) -> list[str]:
+        """Its pods' names: a StatefulSet numbers them."""
+        return [f"{NAME}-{number}" for number in range(self.replicas)]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What opens a session with it. `pin`: the SHA-256 of its certificate, where it encrypts end to end."""
+
+    token: bytes
+    pin: bytes | None
+
+
+async def installed(cluster: Cluster, namespace: str) -> Installed | None:
+    """The manager of this namespace; None when there is none, or it is not for this user. ClusterError."""
+    try:
+        found = await cluster.get(f"/api/v1/namespaces/{namespace}/configmaps/{NAME}")
+        data: dict[str, str] = found.get("data") or {}
+        return Installed(
+            namespace,
+            int(data["port"]),
+            int(data.get("replicas", "1")),
+            data.get("encryption") == "always",
+            data.get("client.yaml", "").encode(),
+        )
+    except (ForbiddenError, MissingError):
+        return None
+    except (KeyError, ValueError):
+        raise ManagerError(
+            f"configmap {namespace}/{NAME} is not what `tpvpn helm install` makes: install tpvpn again"
+        ) from None
+
+
+async def credentials(cluster: Cluster, manager: Installed) -> Credentials:
+    """As they are now: tokens are rotated. Errors: ClusterError, ForbiddenError among them; ManagerError."""
+    found: Any = await cluster.get(f"/api/v1/namespaces/{manager.namespace}/secrets/{NAME}")
+    try:
+        tokens = parse_tokens(base64.b64decode(found["data"]["tokens"]).decode())
+        certificate = base64.b64decode(found["data"]["tls.crt"]).decode() if manager.encrypted else None
+        pin = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).digest() if certificate else None
+    except (KeyError, ValueError, TypeError, binascii.Error, UsageError):
+        raise ManagerError(
+            f"secret {manager.namespace}/{NAME} is not what `tpvpn helm install` makes: install tpvpn again"
+        ) from None
+    return Credentials(next(iter(tokens.values())), pin)

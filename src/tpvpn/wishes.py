@@ -1,0 +1,198 @@
+"""What a session is to route, as it is known now: from flags and files alone, or from the cluster too, and watched.
+
+What the user says comes first, what the admin says next, then what is found. Whatever changes in the cluster leads to
+a new look at all of it, and that to a new request: the router does the rest. Requests are made by whoever knows the
+flags; here is only what they are made of.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+from tpvpn.config import Config, parse
+from tpvpn.errors import ClusterError, TpvpnError, UsageError
+from tpvpn.kube.api import Cluster
+from tpvpn.kube.discover import Discovered, Discovery
+from tpvpn.kube.installed import Installed, installed
+from tpvpn.kube.refusal import ForbiddenError, MissingError
+from tpvpn.kube.subnets import Observed, outside, subnets
+from tpvpn.route.prefix import Prefix
+from tpvpn.route.verdict import Request, Wanted
+
+Make = Callable[[Config, Sequence[Wanted], Sequence[tuple[Prefix, str]]], Request]
+"""A request from the admin's configuration, the subnets found, and the addresses seen, each with where it is from."""
+
+ASKED_AGAIN = 10.0
+"""Seconds after which the admin's configuration is read again: `get` is all that its users may."""
+GUESSED_AGAIN = 30.0
+"""Seconds after which addresses are looked at again where they are all that is known."""
+_SETTLE = 1.0
+_RETRY = 5.0
+_WATCHED: Mapping[str, str] = {"/api/v1/nodes": "podCIDRs", "/apis/networking.k8s.io/v1/servicecidrs": "cidrs"}
+"""Lists whose objects have subnets, and where in their spec."""
+
+
+class Fixed:
+    """Wishes that nothing changes."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def learn(self, facts: Mapping[str, Any]) -> None:
+        """Nothing that a manager sees matters."""
+
+    async def follow(self) -> AsyncIterator[Request]:
+        """Nothing new, for ever."""
+        await asyncio.get_running_loop().create_future()
+        yield self.request
+
+
+class FromCluster:
+    """Wishes that are the cluster's; `look()` first."""
+
+    def __init__(self, cluster: Cluster, admins: Installed | None, make: Make, say: Callable[[str], None]) -> None:
+        self._cluster, self._admins, self._make, self._say = cluster, admins, make, say
+        self._config = Config()
+        self._seen = Discovered(Observed(), (), False)
+        self._facts: Mapping[str, Any] = {}
+        self._changed = asyncio.Event()
+        self._told = set[str]()
+        self.request: Request
+
+    async def look(self) -> None:
+        """Look at the cluster. Errors: ClusterError, UsageError; nothing has changed then."""
+        self._seen = await Discovery(self._cluster).run()
+        self._read_config()
+        self._decide()
+
+    def learn(self, facts: Mapping[str, Any]) -> None:
+        """Take what a manager sees in its pod."""
+        self._facts = facts
+        self._decide()
+
+    def _read_config(self) -> None:
+        if self._admins:
+            try:
+                self._config = parse(self._admins.client, self._admins.source, strict=False)
+            except UsageError as error:
+                self._warn([f"what the admin set for clients is ignored: {error}"])
+
+    def _decide(self) -> None:
+        observed = with_facts(self._seen.observed, self._facts)
+        found = subnets(observed)
+        wanted = [Wanted(one.prefix, one.kind, one.source) for one in found.found]
+        self.request = self._make(self._config, wanted, list(_hosts(observed)))
+        warnings = list(self._warnings(observed, found.warnings, wanted))
+        self._warn([*warnings, *(self._seen.forbidden if warnings else ())])
+
+    def _warnings(self, observed: Observed, doubts: Sequence[str], found: Sequence[Wanted]) -> Iterator[str]:
+        """A doubt about subnets that were given after all is none; but what is seen outside of those is one."""
+        kinds: tuple[Literal["service", "pod"], ...] = ("service", "pod")
+        for kind in kinds:
+            given = [one.prefix for one in self.request.wanted if one.kind == kind and one not in found]
+            if given:
+                lost = outside(observed, given, kind)
+                yield from [lost] if lost else []
+            else:
+                yield from (doubt for doubt in doubts if f"--{kind}-cidr" in doubt)
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Say each once."""
+        for warning in dict.fromkeys(warnings):
+            if warning not in self._told:
+                self._told.add(warning)
+                self._say(f"warning: {warning}")
+
+    # -- what changes --------------------------------------------------------------------------------------------------
+
+    async def follow(self) -> AsyncIterator[Request]:
+        """A request whenever it is another one, for ever."""
+        tasks = [asyncio.create_task(self._watch(path, member)) for path, member in _WATCHED.items()]
+        tasks.append(asyncio.create_task(self._ask_again()))
+        try:
+            while True:
+                await self._changed.wait()
+                await asyncio.sleep(_SETTLE)  # nodes come in groups
+                self._changed.clear()
+                before = self.request
+                with contextlib.suppress(TpvpnError):  # an API server that restarts: the next look tells
+                    await self.look()
+                if self.request != before:
+                    yield self.request
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _watch(self, path: str, member: str) -> None:
+        """Wait for an object with another subnet than is known; until it is forbidden."""
+        known = dict[str, list[str]]()
+        while True:
+            try:
+                async for event in self._cluster.watch(path):
+                    self._take(event, member, known)
+            except (ForbiddenError, MissingError):
+                return
+            except (ClusterError, TimeoutError):
+                await asyncio.sleep(_RETRY)
+
+    def _take(self, event: Mapping[str, Any], member: str, known: dict[str, list[str]]) -> None:
+        if event.get("type") not in ("ADDED", "MODIFIED", "DELETED"):
+            return
+        name = event["object"]["metadata"]["name"]
+        cidrs: list[str] = [] if event["type"] == "DELETED" else event["object"]["spec"].get(member) or []
+        observed = self._seen.observed
+        there = observed.node_cidrs if member == "podCIDRs" else observed.service_cidrs
+        if known.get(name, cidrs) != cidrs or not set(cidrs) <= set(there):
+            self._changed.set()
+        known[name] = cidrs
+
+    async def _ask_again(self) -> None:
+        """What cannot be watched is asked for now and then."""
+        looked = asyncio.get_running_loop().time()
+        while True:
+            await asyncio.sleep(ASKED_AGAIN)
+            if self._admins:
+                with contextlib.suppress(TpvpnError):
+                    now = await installed(self._cluster, self._admins.namespace)
+                    if now and now != self._admins:
+                        self._admins = now
+                        self._changed.set()
+            by_address = self.request.policy.on_conflict == "hosts" or bool(self._told)
+            if by_address and asyncio.get_running_loop().time() - looked >= GUESSED_AGAIN:
+                looked = asyncio.get_running_loop().time()
+                self._changed.set()
+
+
+def with_facts(observed: Observed, facts: Mapping[str, Any]) -> Observed:
+    """What was observed, and beside it what a manager sees in its pod: its own view of the cluster."""
+    services = [facts.get("api_service"), *_nameservers(facts.get("resolv_conf"))]
+    pods: object = facts.get("addresses")
+    return replace(
+        observed,
+        cluster_ips=(*observed.cluster_ips, *filter(_is_unicast, services)),
+        pod_ips=(*observed.pod_ips, *filter(_is_unicast, cast(list[object], pods) if isinstance(pods, list) else [])),
+    )
+
+
+def _nameservers(resolv_conf: object) -> list[str]:
+    lines = resolv_conf.splitlines() if isinstance(resolv_conf, str) else []
+    return [words[1] for words in map(str.split, lines) if words[:1] == ["nameserver"] and len(words) > 1]
+
+
+def _is_unicast(address: object) -> bool:
+    """Whether it may be a service's or a pod's; a resolver of the node's own is at a link-local address."""
+    try:
+        one = ipaddress.ip_address(str(address))
+    except ValueError:
+        return False
+    return not (one.is_loopback or one.is_link_local or one.is_multicast or one.is_unspecified)
+
+
+def _hosts(observed: Observed) -> Iterator[tuple[Prefix, str]]:
+    for addresses, source in ((observed.cluster_ips, "ClusterIPs seen"), (observed.pod_ips, "pods seen")):
+        for address in addresses:
+            if _is_unicast(address):  # not "None", of a headless service
+                yield Prefix.host(address), source
