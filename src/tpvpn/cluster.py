@@ -68,12 +68,15 @@ async def managers(cluster: Cluster, options: Options, say: Callable[[str], None
 
 
 class ClusterTransport:
-    """The fastest way through the API server to a manager, which is started when there is none."""
+    """The fastest way through the API server to a manager; with `start` one is started when there is none."""
 
     purpose = "the API server"
     patience = 60.0
 
-    def __init__(self, cluster: Cluster, managers: Managers, way: Way, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, cluster: Cluster, managers: Managers, way: Way, say: Callable[[str], None], *, start: bool = True
+    ) -> None:
+        self._start = start
         self._cluster, self._managers, self._say = cluster, managers, say
         self._ways = (Upgrade, PortForward) if way == "auto" else ((Upgrade,) if way == "upgrade" else (PortForward,))
         self._used: ThroughApiServer | None = None
@@ -123,7 +126,11 @@ class ClusterTransport:
             else:
                 return [way(self._cluster, target, keys.token, keys.pin) for way, target in self._to(admins)]
         assert own
-        manager = await own.manager()
+        manager = await (own.manager() if self._start else own.running())
+        if not manager:
+            raise ClusterError(
+                "no manager is installed that you may use, and none of your own runs: nobody is connected"
+            )
         self._managers = Managers(None, own)
         self._say(f"manager {manager.namespace}/{manager.pod} is ready")
         target = Target(manager.namespace, "pods", manager.pod, manager.port)

@@ -3,12 +3,13 @@
 import argparse
 import json
 import socket
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace
 from tpvpn.cli.connect import add_endpoint_flags, direct
-from tpvpn.errors import UsageError
 
 if TYPE_CHECKING:
     from tpvpn.proto.sessions import Answer, Listed, Question
@@ -26,7 +27,10 @@ def add_parser(commands: Commands) -> None:
         help="list the sessions of a manager that runs, or end some",
         description="List the sessions of a manager that runs: your token's own, or all with the token named admin.",
     )
-    add_endpoint_flags(sessions.add_argument_group("manager"))
+    manager = sessions.add_argument_group("manager")
+    add_endpoint_flags(manager)
+    add_manager_namespace(manager)
+    add_cluster_flags(sessions)
     sessions.add_argument("--output", choices=["text", "json"], default="text")
     ending = sessions.add_mutually_exclusive_group()
     ending.add_argument("--end", metavar="ID", help="end this session")
@@ -58,9 +62,18 @@ async def _ask(arguments: argparse.Namespace, question: "Question") -> "Answer":
     from tpvpn.sessions import ask
 
     transport = direct(arguments)
-    if transport is None:
-        raise UsageError("which manager is asked? give --manager tcp://HOST:PORT or tls://HOST:PORT")
-    return await ask(transport, question)
+    if transport:
+        return await ask(transport, question)
+    from tpvpn.cluster import ClusterTransport, Options, managers
+    from tpvpn.kube.api import opened
+
+    async with opened(access(arguments)) as cluster:
+        found = await managers(cluster, Options(arguments.manager_namespace), _say)
+        return await ask(ClusterTransport(cluster, found, "auto", _say, start=False), question)
+
+
+def _say(text: str) -> None:
+    print(f"tpvpn: {text}", file=sys.stderr)
 
 
 def _text(answer: "Answer") -> list[str]:

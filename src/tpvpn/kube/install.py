@@ -52,7 +52,7 @@ class Installer:
 
     async def manager(self) -> Manager:
         """The one that runs already, else a new one. Errors: ClusterError, ManagerError, with nothing left behind."""
-        found = await self._join()
+        found = await self.running()
         if found:
             return found
         await self._check()
@@ -60,7 +60,7 @@ class Installer:
             return await self._make()
         except ExistsError:  # another session of this user was quicker
             self.used = False
-            found = await self._join()
+            found = await self.running()
             if found:
                 return found
             raise
@@ -74,8 +74,8 @@ class Installer:
             self.used = False
             await self._delete()
 
-    async def _join(self) -> Manager | None:
-        """The manager that another session of this user started, when it is ready; None when there is none to be."""
+    async def running(self) -> Manager | None:
+        """The one that another session of this user started, when it is ready; None when there is none to be."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             try:
