@@ -6,6 +6,7 @@ The client is a host of its own on the cluster's LAN, which reaches the manager'
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ from pod import namespace, run
 
 TOKEN = "token-of-ann"
 LAN, CLIENT = "tvkube-lan", "10.131.0.150"
-NODES = {"node1": "10.131.0.11", "node2": "10.131.0.12"}
 DEVICES = Path("/sys/fs/cgroup/devices")
 
 WITH_TUN = ("NET_ADMIN", "MKNOD")
@@ -62,13 +62,14 @@ class Pod:
         return run("nsenter", f"--net=/proc/{process}/ns/net", *command)
 
 
-@pytest.fixture
-def space(cluster: Kubernetes, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def space(cluster: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A namespace with the program and the token."""
-    subprocess.run([sys.executable, "-m", "tpvpn.kube.zipapp", tmp_path / "manager.pyz"], check=True)
+    program = tmp_path_factory.mktemp("program") / "manager.pyz"
+    subprocess.run([sys.executable, "-m", "tpvpn.kube.zipapp", program], check=True)
     with cluster.namespace(f"kernel-exit-{os.getpid()}") as name:
         words = ("--namespace", name)
-        cluster.kubectl("create", "configmap", "program", *words, f"--from-file={tmp_path / 'manager.pyz'}")
+        cluster.kubectl("create", "configmap", "program", *words, f"--from-file={program}")
         cluster.kubectl("create", "secret", "generic", "tokens", *words, f"--from-literal=tokens=ann: {TOKEN}\n")
         yield name
 
@@ -151,7 +152,7 @@ def host() -> Iterator[str]:
 def connected(host: str, pod: Pod, directory: Path) -> Iterator[Callable[..., str]]:
     """A session from the host; what runs a command there."""
     status = pod.status()
-    run("ip", "-n", host, "route", "replace", status["podIP"], "via", status["hostIP"])
+    run("ip", "-n", host, "route", "add", status["podIP"], "via", status["hostIP"])
     (directory / "token").write_text(f"ann: {TOKEN}\n")
     ready, announce = os.pipe()
     words = ["--manager", f"tcp://{status['podIP']}:7070", "--token-file", str(directory / "token")]
@@ -168,6 +169,7 @@ def connected(host: str, pod: Pod, directory: Path) -> Iterator[Callable[..., st
         os.close(ready)
         process.terminate()
         process.communicate(timeout=30)
+        run("ip", "-n", host, "route", "del", status["podIP"])
 
 
 def carries(cluster: Kubernetes, on_host: Callable[..., str]) -> None:
@@ -177,3 +179,94 @@ def carries(cluster: Kubernetes, on_host: Callable[..., str]) -> None:
     assert on_host("curl", "--silent", "--max-time", "5", f"http://{coredns}:8080/health") == "OK"
     healthy = on_host("curl", "--silent", "--insecure", "--max-time", "5", "https://10.130.0.1/healthz")
     assert healthy == "ok"
+
+
+def forward(value: int) -> Callable[[Pod], object]:
+    """Forwarding as a CNI sets it in the pod."""
+    return lambda pod: pod.on_node("sysctl", "-w", f"net.ipv4.ip_forward={value}")
+
+
+def deny_tun(pod: Pod) -> None:
+    """As runc 1.2.0 to 1.2.3 start a container: 10:200 is not in its list of devices."""
+    (pod.devices() / "devices.deny").write_text("c 10:200 rwm")
+
+
+@pytest.mark.parametrize("forwarding", [0, 1])
+@pytest.mark.parametrize(("capabilities", "device"), [(WITH_TUN, "tun"), (WITH_VETH, "veth")])
+def test_the_kernel_carries_ipv4_whatever_the_cni_set(
+    cluster: Kubernetes,
+    space: str,
+    host: str,
+    tmp_path: Path,
+    capabilities: tuple[str, ...],
+    device: str,
+    forwarding: int,
+) -> None:
+    with a_pod(cluster, space, *capabilities, prepare=forward(forwarding)) as pod:
+        said = says(pod, "exit kernel (IPv4)")
+        assert ("a veth pair in its place" in said) == (device == "veth")
+        with connected(host, pod, tmp_path) as on_host:
+            carries(cluster, on_host)
+            assert ("tpvpn-s1p" in pod.exec("ls", "/sys/class/net")) == (device == "veth")
+            assert pod.exec("cat", "/proc/sys/net/ipv4/ip_forward").strip() == str(forwarding)
+            assert pod.exec("cat", "/proc/sys/net/ipv4/conf/eth0/forwarding").strip() == "1"
+        eventually(lambda: "tpvpn-s1" not in pod.exec("ls", "/sys/class/net"), 5, "the session's device is gone")
+
+
+def test_the_nodes_device_is_enough_without_mknod(cluster: Kubernetes, space: str, host: str, tmp_path: Path) -> None:
+    with a_pod(cluster, space, "NET_ADMIN", device=True) as pod:
+        assert "veth" not in says(pod, "exit kernel (IPv4)")
+        with connected(host, pod, tmp_path) as on_host:
+            carries(cluster, on_host)
+
+
+def test_a_runtime_that_forbids_the_device_leaves_the_veth_pair(
+    cluster: Kubernetes, space: str, host: str, tmp_path: Path
+) -> None:
+    with a_pod(cluster, space, "NET_ADMIN", "NET_RAW", "MKNOD", prepare=deny_tun) as pod:
+        assert "/dev/net/tun may not be opened" in says(pod, "exit kernel (IPv4)")
+        with connected(host, pod, tmp_path) as on_host:
+            carries(cluster, on_host)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "user", "missing"),
+    [
+        ((), 0, "changing nf_tables needs CAP_NET_ADMIN"),
+        (("NET_ADMIN",), 0, "/dev/net/tun is missing.*; a veth pair in its place needs CAP_NET_RAW"),
+        # A kubelet gives no ambient capabilities: another user than root has none of those that were added.
+        (("NET_ADMIN", "NET_RAW", "MKNOD"), 65534, "changing nf_tables needs CAP_NET_ADMIN"),
+    ],
+)
+def test_what_is_missing_is_named_and_auto_takes_sockets(
+    cluster: Kubernetes, space: str, capabilities: tuple[str, ...], user: int, missing: str
+) -> None:
+    with a_pod(cluster, space, *capabilities, user=user) as pod:
+        said = says(pod, "the kernel exit cannot be used")
+        (line,) = said.splitlines()
+        assert re.search(missing, line)
+        assert "capabilities.add: [NET_ADMIN, NET_RAW, MKNOD]" in line
+    with a_pod(cluster, space, *capabilities, user=user, exit="auto") as pod:
+        assert re.search(missing, says(pod, "exit socket (IPv4)"))
+
+
+def test_what_a_killed_manager_left_in_the_pod_is_removed_when_its_container_starts_again(
+    cluster: Kubernetes, space: str, host: str, tmp_path: Path
+) -> None:
+    with a_pod(cluster, space, *WITH_VETH) as pod:
+        says(pod, "listening")
+        with connected(host, pod, tmp_path):
+            left = device_index(pod)
+            assert left > 0
+            run("kill", "-KILL", (pod.devices() / "cgroup.procs").read_text().split()[0])
+            eventually(lambda: pod.status()["containerStatuses"][0]["restartCount"] == 1, 20, "it starts again")
+            says(pod, "listening")
+            assert device_index(pod) == 0
+        with connected(host, pod, tmp_path) as on_host:
+            assert device_index(pod) not in (0, left)
+            carries(cluster, on_host)
+
+
+def device_index(pod: Pod) -> int:
+    """The index of the first session's device; 0 when there is none."""
+    return int(pod.exec("sh", "-c", "cat /sys/class/net/tpvpn-s1/ifindex 2>/dev/null || echo 0"))

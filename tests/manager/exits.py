@@ -1,7 +1,6 @@
 """A kernel exit in a real pod as its tests use it: packets are written into sessions' TUNs, and read there."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 

@@ -30,11 +30,11 @@ _MTU = 1500
 _LINK = 14
 """Bytes of an Ethernet header."""
 _ADDRESS = bytes.fromhex("02747076706e")  # of the kernel's end; locally administered
-_BUFFER = 1 << 22
+_BUFFER = 1 << 20
 """Bytes that wait in a queue, as the kernel counts them: some fifty super-packets."""
 
 # linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h, linux/sockios.h, linux/ethtool.h
-_SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
+_SOL_PACKET, _PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 263, 15, 20, 23
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
 _SIOCETHTOOL = 0x8946
@@ -79,6 +79,8 @@ class Veth:
             queue, prompt = (stack.enter_context(_listening(_other(name), tcp)) for tcp in (True, False))
             self.fd, self.prompt_fd = queue.fileno(), prompt.fileno()
             writer = stack.enter_context(_socket())
+            # A qdisc drops all for some milliseconds after its device has found a carrier (net/core/link_watch.c).
+            writer.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
             writer.bind((_other(name), 0))
             self._writer = writer.fileno()
             self.set_offloads(self.offloads)
