@@ -65,6 +65,15 @@ def test_a_device_node_that_cannot_be_had_is_named_and_a_pair_stands_in(place) -
     assert words.startswith("{4: True, 6: True} {} /dev/net/tun is missing")
 
 
+def test_a_pod_in_a_user_namespace_of_its_own_has_pairs() -> None:
+    """With `hostUsers: false` no device can be made, and a capability counts in the pod's own network alone."""
+    eth0 = "ip link add eth0 type veth peer eth1; ip link set eth1 up; ip link set eth0 up"
+    route = "ip address add 10.1.1.1/24 dev eth0; ip route add default via 10.1.1.2"
+    shell = f'{eth0}; {route}; mount -t tmpfs tmpfs /dev/net; exec "$0" -c "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-ec", shell, sys.executable, SCRIPT]
+    assert run(*command).startswith("{4: True, 6: False}")
+
+
 def test_where_neither_device_nor_pair_can_be_had_both_are_named(place) -> None:
     pod, _ = place
     words = said(pod, f'{NO_TUN}; exec setpriv --bounding-set -net_raw --inh-caps -net_raw "$0" -c "$1"')

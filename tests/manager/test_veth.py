@@ -152,6 +152,14 @@ def test_the_kernel_cuts_what_was_not_agreed_on() -> None:
         assert len(data) == HEADER_LENGTH + 1500
 
 
+@pytest.mark.parametrize("kind", ["tun", "veth"])
+@pytest.mark.parametrize("length", [0, 1, HEADER_LENGTH - 1, HEADER_LENGTH, HEADER_LENGTH + 5])
+def test_what_is_too_short_for_a_packet_is_refused(kind: str, length: int) -> None:
+    with a_device(kind) as (device, _), pytest.raises(OSError) as refused:
+        device.write(device.fd, memoryview(bytes(length)))
+    assert refused.value.errno == errno.EINVAL
+
+
 @pytest.mark.parametrize("header", [Header(0, GSO_TCP4, 0xFFFF, 1460), Header(NEEDS_CHECKSUM, 0, 0, 0, 0xFFFF, 16)])
 def test_a_header_that_no_kernel_would_take_is_refused(header: Header) -> None:
     with a_device("veth") as (device, _):

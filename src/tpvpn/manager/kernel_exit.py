@@ -3,7 +3,7 @@
 It never sees a packet. The kernel routes a session's addresses to its device: nothing is looked up in Python. A table
 of nf_tables keeps sessions from each other, from the manager's own addresses and from what the destination policy
 excludes, and masquerades what leaves. A session's virtual subnets are a table of its own, which translates before all
-that is judged. Devices, routes and tables vanish with the process; `close()` restores forwarding.
+that is judged. TUNs, routes and tables vanish with the process, pairs with the next one; `close()` restores forwarding.
 The device is a TUN or, where /dev/net/tun can neither be had nor made, a `veth` pair. Needs CAP_NET_ADMIN and nf_tables
 and, for a pair, CAP_NET_RAW; it starts no program.
 """

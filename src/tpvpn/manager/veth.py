@@ -31,7 +31,7 @@ _LINK = 14
 """Bytes of an Ethernet header."""
 _ADDRESS = bytes.fromhex("02747076706e")  # of the kernel's end; locally administered
 _BUFFER = 1 << 20
-"""Bytes that wait in a queue, as the kernel counts them: some fifty super-packets."""
+"""Bytes that wait in a queue, as the kernel counts them: a dozen super-packets."""
 
 # linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h, linux/sockios.h, linux/ethtool.h
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 263, 15, 20, 23
@@ -86,7 +86,8 @@ class Veth:
             self.set_offloads(self.offloads)
             self._open = stack.pop_all()
         link = _ADDRESS + bytes(6)
-        self._headers = [bytearray(EMPTY + link + kind.to_bytes(2, "big")) for kind in (_ETH_P_IP, _ETH_P_IPV6)]
+        kinds = {4: _ETH_P_IP, 6: _ETH_P_IPV6}
+        self._headers = {version: bytearray(EMPTY + link + kind.to_bytes(2, "big")) for version, kind in kinds.items()}
         self._offload = offload
 
     def reader(self, queue: int) -> Callable[[memoryview], int | None]:
@@ -114,11 +115,13 @@ class Veth:
     def write(self, _queue: int, packet: memoryview) -> int:
         """Hand the kernel a packet; OSError when it refuses."""
         at = HEADER_LENGTH if self._offload else 0
-        header = self._headers[packet[at] >> 4 == 6]
+        header = self._headers.get(packet[at] >> 4) if len(packet) > at else None
+        if header is None:
+            raise _invalid()
         if at:
             flags, kind, linear, size, start, offset = _HEADER.unpack_from(packet)
             if linear > _MOST or start > _MOST:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+                raise _invalid()
             _HEADER.pack_into(header, 0, flags, kind, linear and linear + _LINK, size, start + _LINK, offset)
         return os.writev(self._writer, (header, packet[at:]))
 
@@ -145,6 +148,10 @@ def _remove(netlink: RouteSocket, index: int) -> None:
     except OSError as error:
         if error.errno != errno.ENODEV:  # it went with its other end
             raise
+
+
+def _invalid() -> OSError:
+    return OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def _other(name: str) -> str:
