@@ -20,7 +20,7 @@ from pathlib import Path
 POD4, POD6 = "10.132.0.5", "fd00:132::5"
 CLUSTER4, CLUSTER6, SERVICE4 = "10.132.0.9", "fd00:132::9", "10.130.0.1"
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
 
@@ -53,6 +53,25 @@ def inside(name: str) -> Iterator[None]:
             yield
         finally:
             assert _libc.setns(outside.fileno(), _CLONE_NEWNET) == 0
+
+
+NO_TUN = "mount -t tmpfs tmpfs /dev/net; mount -o remount,ro /dev/net"
+"""For a shell in a mount namespace of its own: /dev/net/tun is not there, and cannot be made."""
+
+
+@contextlib.contextmanager
+def without_tun() -> Iterator[None]:
+    """This thread, and what it starts, has no /dev/net/tun and cannot make it."""
+    here = Path.cwd()
+    with open("/proc/thread-self/ns/mnt") as outside:
+        assert _libc.unshare(_CLONE_NEWNS) == 0
+        try:
+            run("mount", "--make-rslave", "/")
+            run("sh", "-ec", NO_TUN)
+            yield
+        finally:
+            assert _libc.setns(outside.fileno(), _CLONE_NEWNS) == 0
+            os.chdir(here)
 
 
 def sysctl(name: str, key: str, value: str | None = None) -> str:

@@ -211,15 +211,16 @@ class NetlinkSocket:
 
 
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
-_RTM_SETLINK, _RTM_GETLINK, _RTM_NEWROUTE, _RTM_GETROUTE = 19, 18, 24, 26
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 17, 18, 19, 24, 26
 _IFINFO = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _IFADDR = struct.Struct("=BBBBI")
 _RTM_GETADDR, _IFA_ADDRESS, _IFA_LOCAL, _RT_SCOPE_UNIVERSE = 22, 1, 2, 0
 _RTM_NEWQDISC, _TC_H_ROOT, _TCA_KIND = 36, 0xFFFFFFFF, 1
 _TCMSG = struct.Struct("=BxxxiIII")
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_AF_SPEC = 3, 4, 13, 26
+_IFF_UP, _IFF_LOOPBACK, _IFF_NOARP = 0x1, 0x8, 0x80
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_AF_SPEC = 1, 3, 4, 13, 18, 26
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET_CONF, _IFLA_INET6_ADDR_GEN_MODE = 1, 8
 _IPV4_DEVCONF_FORWARDING = 1
 _IN6_ADDR_GEN_MODE_NONE = 1
@@ -274,6 +275,18 @@ class RouteSocket(NetlinkSocket):
         found = (message.payload for message in self.dump(_RTM_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
         own = [parse_attributes(payload[_IFADDR.size :]) for payload in found if payload[3] == _RT_SCOPE_UNIVERSE]
         return [attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS] for attributes in own]
+
+    def add_veth(self, name: str, peer: str, address: bytes) -> None:
+        """Make a pair of devices; `name` has this link address and no ARP. NetlinkError EEXIST when one is there."""
+        other = attribute(_VETH_INFO_PEER | NLA_F_NESTED, bytes(_IFINFO.size) + attribute_text(_IFLA_IFNAME, peer))
+        kind = nest(_IFLA_LINKINFO, attribute_text(_IFLA_INFO_KIND, "veth"), nest(_IFLA_INFO_DATA, other))
+        header = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, _IFF_NOARP, _IFF_NOARP)
+        attributes = attribute_text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, address) + kind
+        self.request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, header + attributes)
+
+    def remove_device(self, index: int) -> None:
+        """Remove a device, a veth's other end with it. NetlinkError ENODEV when it is gone."""
+        self.request(_RTM_DELLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0))
 
     def bring_up(self, index: int, *, mtu: int, queue_length: int, ipv6: bool) -> None:
         """Bring a device up; with `ipv6` it first learns not to give itself a link-local address."""

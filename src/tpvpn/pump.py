@@ -16,9 +16,7 @@ validates (EINVAL is counted).
 """
 
 import asyncio
-import io
 import mmap
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from tpvpn.link import Link, Memory
-from tpvpn.tun import Tun
+from tpvpn.tun import Device
 from tpvpn.wire import frame, vnet
 
 _HEADER = frame.HEADER_LENGTH
@@ -66,15 +64,13 @@ class Pump:
     """Runs from `start()` to `stop()`; `on_frame(kind, payload)` gets every frame that is not a packet."""
 
     def __init__(
-        self, tun: Tun, link: Link, own: OwnAddress, on_frame: Callable[[int, bytes], None], *, offload: bool
+        self, tun: Device, link: Link, own: OwnAddress, on_frame: Callable[[int, bytes], None], *, offload: bool
     ) -> None:
         self.counters = Counters()
         self._tun, self._link, self._on_frame = tun, link, on_frame
         self._loop = asyncio.get_running_loop()
         self._view = memoryview(mmap.mmap(-1, 2 * (BATCH_BYTES + _SLOT)))  # memory that is not used yet costs none
-        # FileIO costs a quarter less a packet than os.readv, and says None instead of raising when a queue is empty.
-        self._read_queue = io.FileIO(tun.fd, closefd=False).readinto
-        self._read_prompt = io.FileIO(tun.prompt_fd, closefd=False).readinto
+        self._read_queue, self._read_prompt = tun.reader(tun.fd), tun.reader(tun.prompt_fd)
         self._running = False
         self._set_own(own, vnet.HEADER_LENGTH if offload else 0)
 
@@ -144,7 +140,7 @@ class Pump:
 
     def receive(self, buffer: Memory, start: int, end: int) -> int:
         """Link to TUN: consume the whole frames of buffer[start:end]; where the rest begins."""
-        fd, prompt_fd, view, write = self._tun.fd, self._tun.prompt_fd, memoryview(buffer), os.write
+        fd, prompt_fd, view, write = self._tun.fd, self._tun.prompt_fd, memoryview(buffer), self._tun.write
         peek, own4, own6, at6 = self._peek.unpack_from, self._own4, self._own6, self._at6
         at = start
         packets = foreign = 0

@@ -1,7 +1,6 @@
 """A kernel exit in a real pod as its tests use it: packets are written into sessions' TUNs, and read there."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 
@@ -44,14 +43,16 @@ def exit_in(
 
 
 def send(session: ExitSession, packet: Packet) -> None:
-    os.write(session.tun.fd, EMPTY + bytes(packet))
+    session.tun.write(session.tun.fd, memoryview(EMPTY + bytes(packet)))
 
 
 def receive(session: ExitSession, seconds: float = 2) -> Packet | None:
     """The next packet for the session, whatever queue it is in; what the kernel says of itself (MLD) is passed over."""
     deadline = time.monotonic() + seconds
     while ready := readable([session.tun.fd, session.tun.prompt_fd], max(0, deadline - time.monotonic())):
-        data = os.read(ready[0], 65536)[HEADER_LENGTH:]
+        buffer = memoryview(bytearray(1 << 17))
+        length = session.tun.reader(ready[0])(buffer) or 0
+        data = bytes(buffer[HEADER_LENGTH:length])
         packet = IP(data) if data[0] >> 4 == 4 else IPv6(data)
         if packet.dst in (session.ipv4, session.ipv6):
             return packet

@@ -181,11 +181,13 @@ def test_the_kernel_exit_without_the_right(start: Start, tmp_path: Path, under: 
     assert len(process.stderr.strip().splitlines()) == 1
 
 
-def test_no_tun_driver(start: Start) -> None:
+def test_neither_tun_driver_nor_packet_sockets(start: Start) -> None:
     hidden = ("unshare", "--mount", "sh", "-ec", 'mount -t tmpfs none /dev/net; exec "$@"', "sh")
-    process = start(*GOOD, under=(*hidden, "setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod"))
+    process = start(*GOOD, under=(*hidden, "setpriv", "--bounding-set=-mknod,-net_raw", "--inh-caps=-mknod,-net_raw"))
     assert process.returncode == 5, process.stderr
     assert "/dev/net/tun is missing" in process.stderr
+    assert "a veth pair in its place needs CAP_NET_RAW" in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
     assert "--device /dev/net/tun" in process.stderr
 
 

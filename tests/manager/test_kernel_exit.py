@@ -1,12 +1,8 @@
-"""The kernel exit in a real pod: packets are written into sessions' TUNs, a cluster answers."""
+"""The kernel exit in a real pod: packets are written into sessions' devices, TUNs or veth pairs; a cluster answers."""
 
-import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from exits import ask, exit_in, place, receive, send, silent
@@ -14,11 +10,21 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6TimeExceeded, IPv6
 from scapy.packet import Raw
 
-from pod import CLUSTER4, CLUSTER6, POD4, POD6, SERVICE4, inside, readable, run, sysctl, udp_server
+from pod import CLUSTER4, CLUSTER6, POD4, POD6, SERVICE4, inside, readable, run, sysctl, udp_server, without_tun
 from tpvpn.errors import UsageError
 from tpvpn.manager.kernel_exit import KernelExit
 
 __all__ = ["place"]
+
+
+@pytest.fixture(params=["tun", "veth"], autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What sessions have."""
+    if request.param == "tun":
+        yield "tun"
+    else:
+        with without_tun():
+            yield "veth"
 
 
 def test_a_session_has_addresses_of_ours_and_a_device_with_routes(place) -> None:
@@ -131,7 +137,7 @@ def test_nobody_in_the_cluster_opens_a_flow_to_a_session(place) -> None:
 
 def test_without_destinations_what_no_session_may_reach_is_dropped(place) -> None:
     pod, cluster = place
-    run("ip", "-n", cluster, "addr", "add", "169.254.169.254/32", "dev", "lo")
+    run("ip", "-n", cluster, "addr", "replace", "169.254.169.254/32", "dev", "lo")
     with exit_in(pod, (None, None)) as (way_out, [session]):
         assert silent(session, IP(src=session.ipv4, dst="169.254.169.254") / ICMP())
         assert silent(session, IP(src=session.ipv4, dst="246.15.0.1") / ICMP())
@@ -165,8 +171,8 @@ def test_forwarding_is_switched_on_for_sessions_alone_and_put_back(place) -> Non
     with exit_in(pod) as (way_out, _):
         assert [sysctl(pod, key) for key in keys] == ["0", "1", "1", "1"]
         # The pod does not become a router for its neighbours.
-        run("ip", "-n", cluster, "route", "add", "10.140.0.1", "via", POD4)
-        run("ip", "-n", cluster, "-6", "route", "add", "fd00:140::1", "via", POD6)
+        run("ip", "-n", cluster, "route", "replace", "10.140.0.1", "via", POD4)
+        run("ip", "-n", cluster, "-6", "route", "replace", "fd00:140::1", "via", POD6)
         with udp_server(cluster, CLUSTER4, 5300) as four, udp_server(cluster, CLUSTER6, 5300) as six:
             four.sendto(b"x", ("10.140.0.1", 7))
             six.sendto(b"x", ("fd00:140::1", 7))
@@ -233,89 +239,6 @@ def test_a_second_manager_in_the_same_namespace_is_told_so(place) -> None:
 def test_a_malformed_destination_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"10\.130\.0\.1/16.*host bits"):
         KernelExit(destinations=["10.130.0.1/16"])
-
-
-# What follows needs a process of its own: other rights, other mounts, or an end by SIGKILL.
-
-SCRIPT = textwrap.dedent("""
-    import ipaddress, sys
-    from tpvpn.errors import TpvpnError
-    from tpvpn.manager.kernel_exit import KernelExit
-    way_out = KernelExit()
-    try:
-        way_out.open()
-        session = way_out.add_session(None, None, offload=True)
-        session.set_virtual([tuple(map(ipaddress.ip_network, ("246.130.0.0/16", "10.130.0.0/16")))])
-    except TpvpnError as error:
-        print(type(error).__name__, error.exit_code, error)
-        sys.exit()
-    print(way_out.families, way_out.reasons, flush=True)
-    sys.stdin.read()
-    session.close()
-    way_out.close()
-""")
-
-
-def python_in(pod: str, shell: str) -> list[str]:
-    """A command line that runs SCRIPT in the pod, after the shell's lines in a mount namespace of its own."""
-    return ["unshare", "-m", "nsenter", f"--net=/run/netns/{pod}", "sh", "-ec", shell, sys.executable, SCRIPT]
-
-
-def said(pod: str, shell: str) -> str:
-    return subprocess.run(
-        python_in(pod, shell), input="", capture_output=True, text=True, timeout=30, check=True
-    ).stdout
-
-
-def test_a_read_only_proc_sys_leaves_ipv4_and_says_why_ipv6_is_not_carried(place) -> None:
-    pod, _ = place
-    shell = 'mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; exec "$0" -c "$1"'
-    words = said(pod, shell)
-    assert words.startswith("{4: True, 6: False}")
-    assert "set net.ipv6.conf.all.forwarding=1" in words
-
-
-def test_a_missing_device_node_is_made(place) -> None:
-    pod, _ = place
-    words = said(pod, 'mount -t tmpfs tmpfs /dev/net; test ! -e /dev/net/tun; exec "$0" -c "$1"')
-    assert words.startswith("{4: True, 6: True}")
-
-
-def test_a_device_node_that_cannot_be_had_is_named(place) -> None:
-    pod, _ = place
-    shell = 'mount -t tmpfs tmpfs /dev/net; mount -o remount,ro /dev/net; exec "$0" -c "$1"'
-    words = said(pod, shell)
-    assert words.startswith("PrivilegeError 5")
-    assert "/dev/net/tun is missing" in words
-    assert "securityContext.capabilities.add: [NET_ADMIN]" in words
-
-
-def test_without_the_capability_it_is_named_with_how_to_give_it(place) -> None:
-    pod, _ = place
-    words = said(pod, 'exec setpriv --bounding-set -net_admin --inh-caps -net_admin "$0" -c "$1"')
-    assert words.startswith("PrivilegeError 5")
-    assert "CAP_NET_ADMIN" in words
-    assert "--cap-add NET_ADMIN" in words
-
-
-def test_nothing_is_left_after_sigkill(place) -> None:
-    pod, _ = place
-    with subprocess.Popen(
-        python_in(pod, 'exec "$0" -c "$1"'), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("{4: True")
-        tables = run("ip", "netns", "exec", pod, "nft", "list", "tables")
-        assert tables == "table inet tpvpn\ntable inet tpvpn-s1\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait(5)
-    wait_for(lambda: run("ip", "netns", "exec", pod, "nft", "list", "tables") == "", 1)
-    assert "tpvpn-s" not in run("ip", "-n", pod, "link") + run("ip", "-n", pod, "route", "show", "table", "all")
-    # The flags of forwarding are the one thing that a killed manager leaves.
-    with inside(pod):
-        for path in ("ipv4/conf/eth0", "ipv6/conf/all"):
-            (Path("/proc/sys/net") / path / "forwarding").write_text("0")
 
 
 def wait_for(condition, seconds: float = 2) -> None:

@@ -61,6 +61,8 @@ def _open_exit(kind: str, destinations: Sequence[str]) -> KernelExit | SocketExi
             raise
         log.info("%s; packets leave by sockets", error)
         return _open_sockets(destinations)
+    if kernel.without_tun:
+        log.info("%s; sessions have a veth pair in its place", kernel.without_tun)
     if kind == "kernel" or not kernel.reasons:
         return kernel
     try:

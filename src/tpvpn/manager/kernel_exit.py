@@ -1,10 +1,11 @@
-"""The kernel exit: each session has a TUN of its own, and the kernel forwards between it and the cluster, with NAT.
+"""The kernel exit: each session has a device of its own, and the kernel forwards between it and the cluster, with NAT.
 
-It never sees a packet. The kernel routes a session's addresses to its TUN, so nothing is looked up in Python; a table
+It never sees a packet. The kernel routes a session's addresses to its device: nothing is looked up in Python. A table
 of nf_tables keeps sessions from each other, from the manager's own addresses and from what the destination policy
 excludes, and masquerades what leaves. A session's virtual subnets are a table of its own, which translates before all
-that is judged. Devices, routes and tables vanish with the process; `close()` restores forwarding.
-Needs CAP_NET_ADMIN, /dev/net/tun and nf_tables, and starts no program.
+that is judged. TUNs, routes and tables vanish with the process, pairs with the next one; `close()` restores forwarding.
+The device is a TUN or, where /dev/net/tun can neither be had nor made, a `veth` pair. Needs CAP_NET_ADMIN and nf_tables
+and, for a pair, CAP_NET_RAW; it starts no program.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from tpvpn.link import Link
 from tpvpn.manager.addresses import AddressPool
 from tpvpn.manager.forwarding import Forwarding, ipv6_present, ways_out
 from tpvpn.manager.policy import NEVER, check_carried, destination
+from tpvpn.manager.veth import Veth, remove_pairs
 from tpvpn.netlink import RouteSocket
 from tpvpn.nfnetlink import (
     ACCEPT,
@@ -50,17 +52,18 @@ _NAME = "tpvpn-s"
 _PROTOCOL = 116  # rtm_protocol of every route of ours, as in route/fib
 _QUEUE_LENGTH = 500
 _REMEDY = (
-    "in Docker: --cap-add NET_ADMIN --device /dev/net/tun; in Kubernetes: securityContext.capabilities.add: [NET_ADMIN]"
+    "in Docker: --cap-add NET_ADMIN --device /dev/net/tun; in Kubernetes: securityContext with runAsUser: 0 and "
+    "capabilities.add: [NET_ADMIN, NET_RAW, MKNOD]"
 )
 
 _COUNTERS = ("between_sessions", "inbound", "invalid", "destination", "manager", "transit")
 
 
 class ExitSession:
-    """A session's place at the exit: its TUN, and the addresses that lead to it (None: the family is not carried)."""
+    """A session's place at the exit: its device, and the addresses that lead to it (None: a family is not carried)."""
 
     def __init__(
-        self, tun: Tun, ipv4: str | None, ipv6: str | None, release: Callable[[], None], *, offload: bool
+        self, tun: Tun | Veth, ipv4: str | None, ipv6: str | None, release: Callable[[], None], *, offload: bool
     ) -> None:
         self.tun, self.ipv4, self.ipv6, self._release = tun, ipv4, ipv6, release
         self._offload = offload
@@ -72,7 +75,7 @@ class ExitSession:
         return self.tun.offloads
 
     def attach(self, link: Link, on_frame: Callable[[int, bytes], None]) -> Pump:
-        """What carries packets between the session's TUN and its link."""
+        """What carries packets between the session's device and its link."""
         return Pump(self.tun, link, OwnAddress("source", self.ipv4, self.ipv6), on_frame, offload=self._offload)
 
     def set_virtual(self, pairs: Sequence[Pair]) -> None:
@@ -94,7 +97,7 @@ class ExitSession:
                 self._virtual = Table(self.tun.name, chains)
 
     def close(self) -> None:
-        """Close the TUN, and with it its routes and its mapping; the addresses are free again."""
+        """Close the device, and with it its routes and its mapping; the addresses are free again."""
         self._unmap()
         self.tun.close()
         self._release()
@@ -126,16 +129,16 @@ class KernelExit:
         self.reasons: dict[int, str] = {}
         """Why a family is not carried, in words."""
         self.mtu = 0
+        self.without_tun = ""
+        """Why sessions have no TUN but a veth pair, in words."""
 
     def open(self) -> None:
         """Switch forwarding on and install the table.
 
-        Errors: PrivilegeError without CAP_NET_ADMIN, /dev/net/tun or nf_tables, or where nothing can be forwarded;
+        Errors: PrivilegeError without CAP_NET_ADMIN, a device or nf_tables, or where nothing can be forwarded;
         UsageError when another manager runs in this network namespace.
         """
-        _make_clone_device()
         try:
-            open_tun(f"{_NAME}0", offload=True).close()
             with contextlib.ExitStack() as stack, _explained("preparing the exit"):
                 self._prepare(stack)
                 self._open = stack.pop_all()
@@ -158,6 +161,24 @@ class KernelExit:
             transit.append((family(6),))
         self._table = Table("tpvpn", _chains(self._destinations, transit), _COUNTERS)
         stack.callback(self._table.close)
+        remove_pairs(self._netlink, _NAME)  # the table is ours alone: so were they of a manager that was killed
+        self._choose_device()
+
+    def _choose_device(self) -> None:
+        """Have a TUN for each session or, where there cannot be any, a veth pair; PrivilegeError for neither."""
+        _make_clone_device()
+        try:
+            open_tun(f"{_NAME}0", offload=True).close()
+        except PrivilegeError as error:
+            self.without_tun = str(error)
+            try:
+                self._open_device(f"{_NAME}0", offload=True).close()
+            except OSError as refused:
+                needs = "needs CAP_NET_RAW" if refused.errno == errno.EPERM else f"fails: {refused.strerror}"
+                raise PrivilegeError(f"{error}; a veth pair in its place {needs}") from refused
+
+    def _open_device(self, name: str, *, offload: bool) -> Tun | Veth:
+        return Veth(name, self._netlink, offload=offload) if self.without_tun else open_tun(name, offload=offload)
 
     def close(self) -> None:
         """Remove the table and put forwarding back; sessions are closed by those who hold them."""
@@ -177,7 +198,7 @@ class KernelExit:
         return {f"dropped_{name}": packets for name, packets in self._table.counters().items()}
 
     def add_session(self, wanted4: str | None, wanted6: str | None, *, offload: bool) -> ExitSession:
-        """A TUN that the kernel forwards to and from, with addresses: those wanted, if they are ours and free.
+        """A device that the kernel forwards to and from, with addresses: those wanted, if they are ours and free.
 
         Errors: ManagerError when all addresses are taken, TpvpnError when the kernel refuses.
         """
@@ -188,8 +209,8 @@ class KernelExit:
                     taken = addresses[version] = self._pools[version].take(wanted)
                     undo.callback(self._pools[version].give_back, taken)
             name = f"{_NAME}{next(self._numbers)}"
-            tun = open_tun(name, offload=offload)
             with contextlib.ExitStack() as undo_tun, _explained(f"setting up {name}"):
+                tun = self._open_device(name, offload=offload)
                 undo_tun.callback(tun.close)
                 self._connect(name, [address for address in addresses.values() if address])
                 undo_tun.pop_all()
