@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,11 +24,66 @@ TPVPN = (sys.executable, "-m", "tpvpn")
 class Kubernetes:
     """The cluster that is up."""
 
+    def run(self, *argv: str, where: str = LAPTOP, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on a laptop to its end."""
+        environment = {**os.environ, "KUBECONFIG": str(ADMIN)} | options.pop("env", {})
+        command = ["nsenter", f"--net=/run/netns/{where}", *argv]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, **options)
+
     def laptop(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on the laptop to its end."""
-        environment = {**os.environ, "KUBECONFIG": str(ADMIN)} | options.pop("env", {})
-        command = ["nsenter", f"--net=/run/netns/{LAPTOP}", *argv]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, **options)
+        return self.run(*argv, **options)
+
+    @contextlib.contextmanager
+    def laptop2(self) -> Iterator[str]:
+        """A second laptop on the LAN: its network namespace."""
+        name = "tvkube-laptop2"
+        _ip(f"netns add {name}")
+        try:
+            _ip(f"link add eth0 netns {name} type veth peer name laptop2 netns tvkube-lan")
+            _ip("-n tvkube-lan link set laptop2 master br0 up")
+            _ip(f"-n {name} address add 10.131.0.101/24 dev eth0")
+            _ip(f"-n {name} link set eth0 up")
+            _ip(f"-n {name} link set lo up")
+            yield name
+        finally:
+            _ip(f"netns delete {name}")
+
+    @contextlib.contextmanager
+    def private_route(self, cidr: str) -> Iterator[None]:
+        """A route on the laptop as a VPN has it, to nobody."""
+        _ip(f"-n {LAPTOP} link add vpn0 type veth peer name vpn1")
+        try:
+            _ip(f"-n {LAPTOP} address add 192.0.2.1/30 dev vpn0")
+            for device in ("vpn0", "vpn1"):
+                _ip(f"-n {LAPTOP} link set {device} up")
+            _ip(f"-n {LAPTOP} route add {cidr} dev vpn0")
+            yield
+        finally:
+            _ip(f"-n {LAPTOP} link delete vpn0")
+
+    @property
+    def coredns(self) -> str:
+        """The address of its pod."""
+        return self.objects("pods", "kube-system")[0]["status"]["podIP"]
+
+    def helm(self, *words: str) -> str:
+        """What `tpvpn helm` printed; it must succeed."""
+        done = self.tpvpn("helm", *words, env={"PATH": f"{CACHE / 'bin'}:{os.environ['PATH']}"})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def evict(self, namespace: str, pod: str) -> None:
+        """As a drained node does."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", path, "--filename", "-", input=json.dumps(eviction))
+
+    def restart_api_server(self) -> None:
+        """End it, and start it again."""
+        pid = int((CACHE / "state" / "run" / "apiserver.pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        subprocess.run([Path(__file__).parents[1] / "cluster" / "up"], check=True, timeout=120)
 
     def kubectl(self, *words: str, input: str | None = None) -> str:
         """What kubectl printed; it must succeed."""
@@ -55,12 +111,12 @@ class Kubernetes:
         return self.laptop(*TPVPN, *words, **options)
 
     @contextlib.contextmanager
-    def connected(self, *words: str, patience: float = 60.0) -> Iterator[subprocess.Popen[str]]:
+    def connected(self, *words: str, where: str = LAPTOP, patience: float = 60.0) -> Iterator[subprocess.Popen[str]]:
         """A session that is ready."""
         ready, announce = os.pipe()
         command = [
             "nsenter",
-            f"--net=/run/netns/{LAPTOP}",
+            f"--net=/run/netns/{where}",
             *TPVPN,
             "connect",
             "--image",
@@ -82,3 +138,7 @@ class Kubernetes:
             os.close(ready)
             process.terminate()
             process.communicate(timeout=30)
+
+
+def _ip(words: str) -> None:
+    subprocess.run(["ip", *words.split()], check=True)
