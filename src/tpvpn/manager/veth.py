@@ -188,9 +188,8 @@ def _listening(device: str, tcp: bool) -> socket.socket:
 
 def _set_features(control: int, device: str, offloads: Offload) -> None:
     """What the kernel may hand this device uncut and without its checksum: these, and nothing else (ethtool(8))."""
-    count = struct.unpack(
-        "=IIQI", _ethtool(control, device, struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _SS_FEATURES, 0))
-    )[3]
+    sizes = _ethtool(control, device, struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _SS_FEATURES, 0))
+    count: int = struct.unpack("=IIQI", sizes)[3]
     texts = _ethtool(control, device, struct.pack("=III", _GSTRINGS, _SS_FEATURES, count) + bytes(_NAME_LENGTH * count))
     valid = wanted = 0
     for number in range(count):
@@ -198,7 +197,7 @@ def _set_features(control: int, device: str, offloads: Offload) -> None:
         name = texts[at : at + _NAME_LENGTH].rstrip(b"\0").decode()
         if name in _FEATURES or name in _BEYOND or (name.endswith("-segmentation") and name != _IN_SOFTWARE):
             valid |= 1 << number
-            wanted |= (_FEATURES.get(name, Offload(0)) in offloads and name in _FEATURES) << number
+            wanted |= (name in _FEATURES and _FEATURES[name] in offloads) << number
     blocks = -(-count // 32)
     request = struct.pack("=II", _SFEATURES, blocks)
     for shift in range(0, 32 * blocks, 32):
