@@ -94,6 +94,8 @@ def test_nothing_is_the_defaults(text: str) -> None:
         "alsoProxySubnets": [],
         "neverProxySubnets": [],
         "onConflict": ["fail"],
+        "serviceCIDRs": [],
+        "podCIDRs": [],
     }
     assert read(text).one(ON_CONFLICT).source == Source("default")
 
@@ -121,7 +123,7 @@ NOT_YAML = "this is not the YAML of a configuration"
 BROKEN: list[tuple[str | bytes, str | None]] = [
     # keys
     ("klient: {}", "1:1: there is no key klient: did you mean client?"),
-    ("server: {}", "1:1: there is no key server: the file takes client"),
+    ("server: {}", "1:1: there is no key server: the file takes client, serviceCIDRs, podCIDRs"),
     ("onConflict: skip", "1:1: there is no key onConflict: did you mean client.routing.onConflict?"),
     (
         "client:\n  dns: {}",
@@ -137,18 +139,18 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
         "3:5: there is no key client.routing.mtu: client.routing takes allowConflictingSubnets, alsoProxySubnets, "
         "neverProxySubnets, onConflict",
     ),
-    ("? [client]\n: {}", "1:3: there is no key '': the file takes client"),
-    ("1: 2", "1:1: there is no key 1: the file takes client"),
-    ('"a\\nb": 2', "1:1: there is no key 'a\\nb': the file takes client"),
-    ("<<: {client: {}}", "1:1: there is no key '<<': the file takes client"),
+    ("? [client]\n: {}", "1:3: there is no key '': the file takes client, serviceCIDRs, podCIDRs"),
+    ("1: 2", "1:1: there is no key 1: the file takes client, serviceCIDRs, podCIDRs"),
+    ('"a\\nb": 2', "1:1: there is no key 'a\\nb': the file takes client, serviceCIDRs, podCIDRs"),
+    ("<<: {client: {}}", "1:1: there is no key '<<': the file takes client, serviceCIDRs, podCIDRs"),
     (
         routing("onConflict: skip\nonConflict: fail"),
         "4:5: client.routing.onConflict is given twice, first in line 3: keep one of them",
     ),
     ("client: {}\nclient: {}", "2:1: client is given twice, first in line 1: keep one of them"),
     # types
-    ("- client", "1:1: the file takes a mapping with client, not a list"),
-    ("client", "1:1: the file takes a mapping with client, not text"),
+    ("- client", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not a list"),
+    ("client", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not text"),
     ("client: 7", "1:9: client takes a mapping with routing, not text"),
     (
         "client: {routing: []}",
@@ -179,8 +181,8 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
         routing("onConflict: !!python/name:os.system skip"),
         "3:17: client.routing.onConflict takes one of fail, skip, hosts, virtual, not a tagged value",
     ),
-    ("!!set {client}", "1:1: the file takes a mapping with client, not a tagged value"),
-    ("!!map client", "1:1: the file takes a mapping with client, not a tagged value"),
+    ("!!set {client}", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not a tagged value"),
+    ("!!map client", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not a tagged value"),
     # values
     (
         routing("onConflict: pray"),
@@ -236,7 +238,7 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
     # bombs
     (
         "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nclient: *c",
-        "1:1: there is no key a: the file takes client",
+        "1:1: there is no key a: the file takes client, serviceCIDRs, podCIDRs",
     ),
     (
         routing("alsoProxySubnets: &a [*a, *a]"),

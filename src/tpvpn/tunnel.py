@@ -75,8 +75,9 @@ class Tunnel:
         self._pump.start()
         self._beats = self._beats_answered = 0
         self._heard = 0
-        self._proved = self._due = self._loop.time()
-        self._beat()
+        self._proved = self._loop.time()
+        self._due = self._proved + HEARTBEAT
+        self._beating = self._loop.call_at(self._due, self._beat)
 
     @property
     def counters(self) -> Counters:

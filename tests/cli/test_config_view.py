@@ -66,6 +66,8 @@ def test_without_a_file(home: Path) -> None:
         "    alsoProxySubnets: []  # default\n"
         "    neverProxySubnets: []  # default\n"
         '    onConflict: "fail"  # default\n'
+        "serviceCIDRs: []  # default\n"
+        "podCIDRs: []  # default\n"
     )
     assert json.loads(tpvpn(home, "config", "view", "--output", "json").stdout) == {
         "schema": "tpvpn.config/1",
@@ -92,6 +94,8 @@ def test_text_can_be_pasted_back(home: Path, file: Path) -> None:
         "    - 10.130.9.0/24  # ~/.config/tpvpn/config.yaml:7\n"
         "    - fd00::/64  # ~/.config/tpvpn/config.yaml:7\n"
         '    onConflict: "fail"  # default\n'
+        "serviceCIDRs: []  # default\n"
+        "podCIDRs: []  # default\n"
     )
     pasted, written = parse(done.stdout.encode(), "pasted"), parse(FILE.encode(), "written")
     for key in KEYS:
@@ -106,6 +110,8 @@ def test_json_names_every_place(home: Path, file: Path) -> None:
         "alsoProxySubnets": (["10.9.0.0/16", "no"], f"{shown}:5, {shown}:6"),
         "neverProxySubnets": (["10.130.9.0/24", "fd00::/64"], f"{shown}:7"),
         "onConflict": ("fail", "default"),
+        "serviceCIDRs": ([], "default"),
+        "podCIDRs": ([], "default"),
     }
 
 
