@@ -98,7 +98,14 @@ def test_every_bar_is_about_a_metric() -> None:
 
 def test_the_page_shows_verdicts_and_failures() -> None:
     machine = {"cpus": 2, "cpu": "a CPU", "kernel": "6.1", "load": 0.5}
-    results = {"when": "today", "machine": machine, "seconds": 1.0, "wan": None, "absent": ["a peer"]}
+    results = {
+        "when": "today",
+        "machine": machine,
+        "seconds": 1.0,
+        "wan": None,
+        "setting": "Here.",
+        "absent": ["a peer"],
+    }
     page = markdown(
         results | {"rounds": ROUNDS, "ways": ["direct", "tpvpn", "tpvpn-socket"], "failures": ["udp: it broke"]},
         "plot.svg",
