@@ -30,6 +30,7 @@ class Mover:
         self._batch = memoryview(bytes(BATCH_BYTES))
         self._rest = self._batch
         self._unit = MEBIBYTE if up else 1
+        self._closed = False
         self.arrived = 0
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = loop.create_future()
@@ -37,15 +38,25 @@ class Mover:
         if up:
             loop.add_writer(stream.fd, self._on_writable)
 
+    def close(self) -> None:
+        """Close the stream."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._stream.fd)
+        loop.remove_writer(self._stream.fd)
+        self._stream.close()
+        self._closed = True
+
     def _on_readable(self) -> None:
         """One receive a turn of the loop, and again at once for what is not announced any more."""
+        if self._closed:
+            return
         try:
             count = self._stream.recv_into(self._buffer)
         except WOULD_BLOCK:
             return
         if not count:
             self.ended.set_exception(ConnectionError("the stream has ended"))
-            asyncio.get_running_loop().remove_reader(self._stream.fd)
+            self.close()
             return
         self.arrived += count * self._unit
         if self._stream.pending():
@@ -74,7 +85,7 @@ async def measure(transport: type[ThroughApiServer], target: tuple[str, str], up
         took = time.perf_counter() - began
         if mover.ended.done():
             mover.ended.result()
-        stream.close()
+        mover.close()
         return mover.arrived * 8 / took / 1e9
 
 
