@@ -90,6 +90,18 @@ def test_a_mapping_is_in_force_when_the_manager_says_so() -> None:
     play(scenario)
 
 
+def test_what_a_later_version_may_send_is_skipped() -> None:
+    async def scenario(manager: Played) -> None:
+        manager.say("weather", rain=True)
+        for kind in (frame.DNS, 3, 99, 255):
+            manager.far.sendall(frame.encode(kind, b"from the future") + frame.encode(kind, b""))
+        manager.say("ping", id=7, colour="blue")
+        assert await manager.hear() == {"type": "pong", "id": 7}
+        assert manager.ends == []
+
+    play(scenario)
+
+
 def test_a_refusal_has_the_managers_words() -> None:
     async def scenario(manager: Played) -> None:
         changing = asyncio.create_task(manager.tunnel.set_virtual(FOUR))

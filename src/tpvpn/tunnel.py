@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from tpvpn.errors import LinkLostError, ManagerError, TpvpnError
 from tpvpn.link import Link
 from tpvpn.proto import config, message
-from tpvpn.proto.session import NONCE_LENGTH, ClientHandshake, Offer, Terms
+from tpvpn.proto.handshake import NONCE_LENGTH, ClientSide
+from tpvpn.proto.session import ClientHandshake, Offer, Terms
 from tpvpn.pump import Counters, OwnAddress, Pump
 from tpvpn.transport.stream import Stream
 from tpvpn.tun import Tun
@@ -23,6 +24,13 @@ CONFIG_TIMEOUT = 10.0
 async def shake_hands(stream: Stream, early: bytes, token: bytes, offer: Offer) -> tuple[Terms, bytes]:
     """The manager's terms, and the bytes behind its welcome. ManagerError when there will be no session."""
     handshake = ClientHandshake(token, stream.certificate_hash, secrets.token_bytes(NONCE_LENGTH), offer)
+    rest = await converse(stream, early, handshake)
+    assert handshake.terms
+    return handshake.terms, rest
+
+
+async def converse(stream: Stream, early: bytes, handshake: ClientSide) -> bytes:
+    """Go through a handshake; the bytes behind the manager's answer. ManagerError when there is none."""
     decoder = frame.Decoder(frame.MAX_PAYLOAD)
     decoder.receive(early)
     try:
@@ -31,10 +39,10 @@ async def shake_hands(stream: Stream, early: bytes, token: bytes, offer: Offer) 
                 for kind, payload in decoder.frames():
                     if kind != frame.CONTROL:
                         continue
-                    if answer := handshake.receive(payload):
-                        await stream.send_all(frame.encode(frame.CONTROL, answer))
-                    if handshake.terms:
-                        return handshake.terms, decoder.remainder()
+                    if request := handshake.receive(payload):
+                        await stream.send_all(frame.encode(frame.CONTROL, request))
+                    if handshake.done:
+                        return decoder.remainder()
                 data = await stream.receive(frame.MAX_PAYLOAD_BEFORE_WELCOME)
                 if not data:
                     raise ManagerError("the manager closed the connection in the middle of the handshake: see its log")

@@ -214,7 +214,7 @@ def test_a_wrong_token(laptop: Laptop) -> None:
         end = laptop.failing(f"tcp://{manager.authority}")
         assert end.code == 6
         assert "the manager refuses: the token is not one of this manager's: check --token-file" in end.sentence
-        manager.says(rf"192\.0\.2\.2:\d+: a client that calls itself {re.escape(socket.gethostname())} has no token")
+        manager.says(rf"event=token-refused client={re.escape(socket.gethostname())} peer=192\.0\.2\.2:\d+")
         assert manager.metrics()["tpvpn_connections_unauthenticated_total"] == 1
 
 
@@ -355,7 +355,7 @@ def test_a_wrong_pin_and_none(laptop: Laptop, made: Certificate) -> None:
         none = laptop.failing(url)
         assert (none.code, "give --tls-pin sha256:…" in none.sentence) == (6, True), none.said
         plain = laptop.failing(f"tcp://{manager.authority}")
-        assert plain.code == 6, plain.said
+        assert (plain.code, "it takes encrypted sessions alone: use tls://" in plain.sentence) == (6, True), plain.said
     with running_manager(laptop.lab, laptop.directory) as manager:
         end = laptop.failing(f"tls://{manager.authority}", "--tls-pin", made.pin)
         assert (end.code, "does not speak TLS as expected" in end.sentence) == (6, True), end.said
@@ -454,7 +454,7 @@ def test_two_hundred_megabytes_each_way_through_tls(laptop: Laptop, made: Certif
 def test_a_manager_that_ends_says_why(laptop: Laptop) -> None:
     with running_manager(laptop.lab, laptop.directory) as manager:
         client = laptop.connect(f"tcp://{manager.authority}")
-        manager.says("session .* of ann .* has 246")
+        manager.says("event=session-open .* user=ann .* ipv4=246")
         eventually(lambda: "tpvpn0" in laptop.network(), 5)
         manager.process.send_signal(signal.SIGTERM)
         end = laptop.ended(client)

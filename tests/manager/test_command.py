@@ -66,7 +66,7 @@ GOOD = (*LISTEN, "--token-file", "TOKEN")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "required: --listen"),
+        ((), "a manager needs --listen HOST:PORT"),
         ((*GOOD, "--frobnicate"), "unrecognized arguments: --frobnicate"),
         ((*GOOD, "--exit", "teleport"), "invalid choice: 'teleport'"),
         *(
@@ -209,7 +209,7 @@ def test_a_signal_ends_it_with_a_goodbye_and_nothing_left(lab: Lab, tmp_path: Pa
         ended(client.socket, 2)
         ended(stranger, 2)
         assert manager.process.wait(2) == 0
-        assert manager.log().endswith("the manager shuts down\n"), manager.log()
+        assert manager.log().endswith('reason="the manager shuts down"\n'), manager.log()
     assert network() == before
 
 
@@ -259,7 +259,7 @@ def test_tokens_come_and_go_while_it_runs(lab: Lab, tmp_path: Path) -> None:
         assert (taken(b"first"), taken(b"second")) == (True, False)
         tokens.write_text("ann: first\nbob: second\n")
         assert (taken(b"first"), taken(b"second")) == (True, True)
-        assert "of bob" in manager.log()
+        assert "user=bob" in manager.log()
         tokens.write_text("bob: second\n")
         assert (taken(b"first"), taken(b"second")) == (False, True)
         replacement = tmp_path / "replacement"
@@ -284,7 +284,7 @@ def test_insecure_takes_anyone_and_says_so(lab: Lab, tmp_path: Path) -> None:
     with running_manager(lab, tmp_path, "--insecure") as manager:
         with manager.session(b"") as client:
             assert client.echo()
-        assert "of anonymous" in manager.log()
+        assert "user=anonymous" in manager.log()
         assert "--insecure" in manager.log()
         with pytest.raises(ManagerError), manager.session(b"some token"):
             pass

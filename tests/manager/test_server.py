@@ -224,7 +224,7 @@ def test_a_wrong_token_is_refused_counted_and_logged(manager: Manager) -> None:
     before = manager.metrics()["tpvpn_connections_unauthenticated_total"]
     with pytest.raises(ManagerError, match="--token-file"), manager.session(b"wrong", "mallory\x1b[2J"):
         pass
-    manager.says(r"192\.0\.2\.2:\d+: a client that calls itself mallory\?\[2J has no token of ours")
+    manager.says(r'WARNING event=token-refused client="mallory\?\[2J" peer=192\.0\.2\.2:\d+\n')
     assert manager.metrics()["tpvpn_connections_unauthenticated_total"] == before + 1
 
 
@@ -248,7 +248,9 @@ def test_another_version_is_named(manager: Manager) -> None:
     with contextlib.closing(begun(manager)) as client:
         greeting = client.receive()[1]
         client.send(frame.CONTROL, hello(manager, greeting, manager.token).replace(b'"version":1', b'"version":9'))
-        assert client.hear("error")["message"] == "the client speaks protocol version 9, this manager 1"
+        assert client.hear("error")["message"] == (
+            "the client speaks protocol version 9, this manager 1: upgrade the manager"
+        )
 
 
 def test_a_hello_behind_the_request_and_packets_behind_the_hello(manager: Manager) -> None:
@@ -290,7 +292,7 @@ def test_a_session_that_breaks_the_protocol_ends_alone(manager: Manager, data: b
         manager.logged.write_text("")
         client.socket.sendall(data)
         ended(client.socket, 2)
-        manager.says(f"session .* of ann ended: .*{reason}")
+        manager.says(f"event=session-end session=.* user=ann .*{reason}")
         assert honest.echo()
 
 
@@ -366,7 +368,7 @@ def test_a_client_that_asks_and_never_listens_is_left(manager: Manager) -> None:
                 with contextlib.suppress(TimeoutError):
                     rest = rest[deaf.socket.send(rest) :] or ping
         assert time.monotonic() < deadline
-        manager.says("ended: the other end takes no more data")
+        manager.says('reason="the other end takes no more data"')
         assert manager.rss() - before < 20_000
         assert honest.echo()
 

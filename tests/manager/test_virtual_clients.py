@@ -118,7 +118,7 @@ def test_a_malformed_config_ends_its_session_alone(
         manager.logged.write_text("")
         client.say("config", **members)
         ended(client.socket, 2)
-        manager.says(f"session .* of ann ended: .*{reason}")
+        manager.says(f"event=session-end session=.* user=ann .*{reason}")
         eventually(lambda: mappings(lab) == 1, 2)
         assert honest.echo(VIRTUAL)
 
@@ -191,7 +191,7 @@ def test_a_flood_of_changes_whose_answers_nobody_reads(manager: Manager) -> None
                 with contextlib.suppress(TimeoutError):
                     rest = rest[deaf.socket.send(rest) :] or one
         assert time.monotonic() < deadline
-        manager.says("ended: the other end takes no more data")
+        manager.says('reason="the other end takes no more data"')
         assert honest.echo()
 
 

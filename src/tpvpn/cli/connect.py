@@ -31,11 +31,7 @@ def add_parser(commands: Commands) -> None:
         description="Give this laptop the cluster's subnets until Ctrl-C, `tpvpn quit`, or the end of CMD.",
     )
     manager = parser.add_argument_group("manager")
-    manager.add_argument(
-        "--manager", metavar="URL", help="tcp://HOST:PORT or tls://HOST:PORT (default: one in the cluster)"
-    )
-    manager.add_argument("--token-file", metavar="F", help="file with a line `name: token` that the manager knows")
-    manager.add_argument("--tls-pin", metavar="sha256:…", help="SHA-256 of the manager's certificate")
+    add_endpoint_flags(manager)
     add_manager_flags(manager)
     add_cluster_flags(parser)
     add_routing_flags(parser)
@@ -43,6 +39,15 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
     parser.set_defaults(run=_run)
+
+
+def add_endpoint_flags(group: "argparse._ArgumentGroup") -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the flags of a manager that is named."""
+    group.add_argument(
+        "--manager", metavar="URL", help="tcp://HOST:PORT or tls://HOST:PORT (default: one in the cluster)"
+    )
+    group.add_argument("--token-file", metavar="F", help="file with a line `name: token` that the manager knows")
+    group.add_argument("--tls-pin", metavar="sha256:…", help="SHA-256 of the manager's certificate")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -184,7 +189,7 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     """
     from tpvpn.engine import Settings
 
-    subnets, transport = given(arguments), _direct(arguments)
+    subnets, transport = given(arguments), direct(arguments)
     if not subnets or transport is None:
         from tpvpn.cluster import discover, transport_to
         from tpvpn.kube.api import opened
@@ -205,7 +210,7 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     )
 
 
-def _direct(arguments: argparse.Namespace) -> "Direct | None":
+def direct(arguments: argparse.Namespace) -> "Direct | None":
     """The transport to a manager that is named."""
     from tpvpn.transport.tcp import Direct, parse_endpoint
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PARTS = (
     *("__init__.py", "errors.py", "tun.py", "netlink.py", "nfnetlink.py", "link.py", "pump.py", "wire", "proto"),
-    *(f"transport/{name}.py" for name in ("__init__", "stream", "tcp", "upgrade")),
+    *(f"transport/{name}.py" for name in ("__init__", "stream", "inner_tls", "tcp", "upgrade")),
     "manager",
 )
 _SHEBANG = b"#!/usr/bin/env python3\n"

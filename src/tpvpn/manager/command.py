@@ -28,6 +28,8 @@ log = logging.getLogger("tpvpn.manager")
 
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 0."""
+    if options.listen is None:
+        raise UsageError("a manager needs --listen HOST:PORT; *:PORT is every address")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     tokens = _Tokens(options)
     tls = _tls(options)

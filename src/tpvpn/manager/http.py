@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 
 from tpvpn.errors import ProtocolError
-from tpvpn.transport.upgrade import MAX_HEAD, PROTOCOL
+from tpvpn.transport.upgrade import ENCRYPTED, MAX_HEAD, PROTOCOL
 
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 426: "Upgrade Required"}
-# What RFC 9110 wants to stand beside a status (sections 15.5.6 and 15.5.22).
-_FIELDS = {405: "Allow: GET, HEAD\r\n", 426: f"Upgrade: {PROTOCOL}\r\n"}
-
-SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +14,8 @@ class Request:
 
     method: str
     path: str
-    upgrade: bool
-    """It asks for our protocol."""
+    upgrade: str
+    """The protocol of ours that it asks for, or "" for none."""
     rest: bytes
     """What came behind the head."""
 
@@ -39,8 +35,8 @@ def parse(data: bytes) -> Request | None:
     values = {
         name.strip().lower(): value.strip().lower() for name, _, value in (field.partition(":") for field in fields)
     }
-    asked = values.get("upgrade") == PROTOCOL and "upgrade" in values.get("connection", "")
-    return Request(words[0], words[1].partition("?")[0], asked, rest)
+    asked = values.get("upgrade", "") if "upgrade" in values.get("connection", "") else ""
+    return Request(words[0], words[1].partition("?")[0], asked if asked in (PROTOCOL, ENCRYPTED) else "", rest)
 
 
 def _begins_like_a_request(line: bytes) -> bool:
@@ -48,10 +44,19 @@ def _begins_like_a_request(line: bytes) -> bool:
     return len(method) <= 16 and (not method or (method.isalpha() and method.isupper()))
 
 
-def response(status: int, text: str, *, head: bool = False) -> bytes:
+def switch(protocol: str) -> bytes:
+    """The answer that ends HTTP; the protocol follows."""
+    return f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n".encode()
+
+
+def response(status: int, text: str, *fields: str, head: bool = False) -> bytes:
     """A whole response with a plain text, after which the connection ends; without it when only the head was asked."""
     body = text.encode()
-    return (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n{_FIELDS.get(status, '')}\r\n"
-    ).encode() + (b"" if head else body)
+    lines = [
+        f"HTTP/1.1 {status} {_REASONS[status]}",
+        "Content-Type: text/plain; version=0.0.4; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *fields,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else body)

@@ -8,7 +8,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen",
         metavar="HOST:PORT",
-        required=True,
         help="address and port of sessions and health; *:PORT: every address",
     )
     parser.add_argument("--exit", choices=["auto", "kernel", "socket"], default="auto", help="how packets leave")

@@ -3,6 +3,9 @@
 Theory of operation. Each connection is a task. Until its client has proved that it knows a token it is a stranger: it
 has PATIENCE seconds in all and a few kilobytes, and when there are too many strangers the oldest one is dropped, so
 that garbage costs bounded time and memory and keeps nobody out. Then a `Session` takes the stream over.
+
+With a certificate no session is plain: TLS is there from the first byte on, or begins behind the upgrade, where a proxy
+(the API server's) is to see HTTP. Health and metrics are served either way: probes know no certificate.
 """
 
 import asyncio
@@ -16,13 +19,16 @@ from pathlib import Path
 from typing import Protocol
 
 from tpvpn.errors import ManagerError, ProtocolError, TpvpnError
-from tpvpn.manager import http, metrics
-from tpvpn.manager.session import Place, Session
+from tpvpn.manager import audit, http, metrics, register
+from tpvpn.manager.session import Place, Session, Visitor
 from tpvpn.proto import message
-from tpvpn.proto.session import NONCE_LENGTH, ManagerHandshake, Offer, RefusedError, Terms
-from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
+from tpvpn.proto.handshake import NONCE_LENGTH
+from tpvpn.proto.session import ManagerHandshake, Offer, RefusedError, Terms
+from tpvpn.proto.sessions import Question
+from tpvpn.transport.inner_tls import FIRST_BYTE, InnerTlsStream
+from tpvpn.transport.stream import NO_CERTIFICATE, Stream
 from tpvpn.transport.tcp import fit_to_path, tune
-from tpvpn.transport.upgrade import MAX_HEAD, PATH
+from tpvpn.transport.upgrade import ENCRYPTED, MAX_HEAD, PATH, PROTOCOL
 from tpvpn.wire import frame, vnet
 from tpvpn.wire.vnet import Offload
 
@@ -32,6 +38,11 @@ PATIENCE = 5.0
 """Seconds a stranger has to become a session."""
 MAX_STRANGERS = 64
 MAX_SESSIONS = 250
+_WANTED = {
+    (PROTOCOL, ENCRYPTED): "it takes encrypted sessions alone: use tls:// and the pin of its certificate",
+    (ENCRYPTED, PROTOCOL): "it has no certificate to encrypt with: start it with --tls-cert and --tls-key",
+}
+"""What a client is told that asks for the one where the other is spoken."""
 
 
 class Exit(Protocol):
@@ -100,12 +111,14 @@ class Server:
             async with asyncio.timeout(PATIENCE):
                 tune(connected)
                 fit_to_path(connected)
-                if self._tls:
-                    stream = await self._secure(connected, self._tls)
                 accepted = await self._accept(stream, peer)
             self._leave()
             if accepted:
-                await self._run(*accepted, stream)
+                await self._run(*accepted)
+        except RefusedError as error:
+            self.counted.refused += 1
+            self.counted.unauthenticated += 1
+            audit.refused(peer, str(error))
         except (TpvpnError, OSError, TimeoutError) as error:
             self.counted.refused += 1
             log.warning("%s: %s", peer, str(error) or f"not a session within {PATIENCE:.0f} s")
@@ -114,12 +127,15 @@ class Server:
             stream.close()
             connected.close()
 
-    async def _run(self, session: Session, early: bytes, stream: Stream) -> None:
+    async def _run(self, session: Session, stream: Stream, early: bytes) -> None:
         self.counted.sessions += 1
+        reason = "the manager shuts down"
         try:
             reason = await session.run(stream, early)
-            log.info("session %s of %s ended: %s", session.name, session.user, reason)
+        except (TpvpnError, OSError) as error:
+            reason = str(error)
         finally:
+            audit.ended(session, reason)
             self._forget(session)
 
     def _forget(self, session: Session) -> None:
@@ -143,26 +159,24 @@ class Server:
         if task:
             self._strangers.pop(task, None)
 
-    async def _secure(self, connected: socket.socket, tls: tuple[ssl.SSLContext, bytes]) -> TlsStream:
-        context, certificate = tls
-        secured = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
-        try:
-            await tls_handshake(secured)
-        except BaseException:
-            secured.close()
-            raise
-        return TlsStream(secured, certificate)
-
-    async def _accept(self, stream: Stream, peer: str) -> tuple[Session, bytes] | None:
-        """Read the request; a session and the bytes behind its hello, or None when it was answered in full."""
+    async def _accept(self, stream: Stream, peer: str) -> tuple[Session, Stream, bytes] | None:
+        """Read the request; a session, its stream and the bytes behind its hello, or None when it was answered."""
+        protocol = PROTOCOL
+        if self._tls:
+            if await _first_byte(stream) == FIRST_BYTE:
+                stream = await _secure(stream, b"", *self._tls)
+            else:
+                protocol = ENCRYPTED
         request = await self._request(stream)
         if request is None:
             return None
-        if request.path == PATH and request.upgrade and request.method == "GET":
-            await stream.send_all(http.SWITCH)
-            return await self._shake_hands(stream, request.rest, peer)
-        await stream.send_all(self._answer(request))
-        return None
+        if (request.method, request.path, request.upgrade) != ("GET", PATH, protocol):
+            await stream.send_all(self._answer(request, protocol))
+            return None
+        await stream.send_all(http.switch(protocol))
+        if self._tls and protocol == ENCRYPTED:
+            return await self._shake_hands(await _secure(stream, request.rest, *self._tls), b"", peer)
+        return await self._shake_hands(stream, request.rest, peer)
 
     async def _request(self, stream: Stream) -> http.Request | None:
         """The request's head; None when the client leaves before it is whole."""
@@ -178,50 +192,57 @@ class Server:
             raise
         return request
 
-    def _answer(self, request: http.Request) -> bytes:
-        status, text = self._content(request)
-        return http.response(status, text, head=request.method == "HEAD")
+    def _answer(self, request: http.Request, protocol: str) -> bytes:
+        status, text, *fields = self._content(request, protocol)
+        return http.response(status, text, *fields, head=request.method == "HEAD")
 
-    def _content(self, request: http.Request) -> tuple[int, str]:
+    def _content(self, request: http.Request, protocol: str) -> tuple[int, str] | tuple[int, str, str]:
+        """Status, text, and what RFC 9110 wants to stand beside the status (sections 15.5.6 and 15.5.22)."""
         if request.method not in ("GET", "HEAD"):
-            return 405, "only GET is served here\n"
+            return 405, "only GET is served here\n", "Allow: GET, HEAD"
         if request.path == "/healthz":
             return 200, "ok\n"
         if request.path == "/metrics":
             return 200, self._metrics()
         if request.path == PATH:
-            return 426, "ask for an upgrade to tpvpn\n"
+            wanted = _WANTED.get((request.upgrade, protocol), f"ask for an upgrade to {protocol}")
+            return 426, f"{wanted}\n", f"Upgrade: {protocol}"
         return 404, "nothing here\n"
 
     def _metrics(self) -> str:
         running = [session.counters for session in self.sessions.values()]
         return metrics.render(self.counted, running, self.exit.counters())
 
-    async def _shake_hands(self, stream: Stream, early: bytes, peer: str) -> tuple[Session, bytes]:
+    async def _shake_hands(self, stream: Stream, early: bytes, peer: str) -> tuple[Session, Stream, bytes] | None:
+        """A session for a hello; None when the client asked about sessions, and was answered."""
         handshake = ManagerHandshake(self._tokens(), stream.certificate_hash, secrets.token_bytes(NONCE_LENGTH))
         await stream.send_all(frame.encode(frame.CONTROL, handshake.greeting))
         decoder = frame.Decoder(frame.MAX_PAYLOAD_BEFORE_WELCOME)
         decoder.receive(early)
         try:
-            offer = handshake.receive(await _control_frame(stream, decoder))
-            place, offloads = self._place(offer)
-        except RefusedError as error:
-            self.counted.unauthenticated += 1
+            asked = handshake.receive(await _control_frame(stream, decoder))
+            if isinstance(asked, Question):
+                answer = register.answer(handshake.user, asked, self.sessions, self.exit.kinds)
+                await stream.send_all(frame.encode(frame.CONTROL, handshake.sessions(answer)))
+                return None
+            place, offloads = self._place(asked)
+        except RefusedError:
             await self._send_error(stream, "the token is not one of this manager's: check --token-file")
-            raise ProtocolError(f"a client that calls itself {error} has no token of ours") from error
+            raise
         except TpvpnError as error:
             await self._send_error(stream, str(error))
             raise
-        session = Session(secrets.token_hex(8), handshake.user, place)
+        security = "plain" if stream.certificate_hash == NO_CERTIFICATE else "tls"
+        visitor = Visitor(handshake.user, asked.name, peer, security, handshake.version)
+        session = Session(secrets.token_hex(8), visitor, place)
         self.sessions[session.name] = session
         try:
             await stream.send_all(frame.encode(frame.CONTROL, handshake.welcome(self._terms(session, offloads))))
         except BaseException:
             self._forget(session)
             raise
-        addresses = " ".join(filter(None, (place.ipv4, place.ipv6)))
-        log.info("session %s of %s (%s at %s) has %s", session.name, session.user, offer.name, peer, addresses)
-        return session, decoder.remainder()
+        audit.opened(session)
+        return session, stream, decoder.remainder()
 
     async def _send_error(self, stream: Stream, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -252,8 +273,27 @@ class Server:
         )
 
 
+async def _first_byte(stream: Stream) -> int:
+    """The first byte of a connection, which stays there; -1 when the client leaves before it."""
+    while True:
+        try:
+            first = stream.socket.recv(1, socket.MSG_PEEK)
+            return first[0] if first else -1
+        except BlockingIOError:
+            await stream.readable()
+
+
+async def _secure(stream: Stream, early: bytes, context: ssl.SSLContext, certificate: bytes) -> Stream:
+    secured = InnerTlsStream(stream, context, early, certificate)
+    await secured.handshake()
+    return secured
+
+
 def _shown(peer: tuple[str, int]) -> str:
-    host, port = peer[:2]
+    host, port = (
+        peer[0].removeprefix("::ffff:"),
+        peer[1],
+    )  # IPv4 on a socket of both families (RFC 4291 section 2.5.5.2)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -7,6 +7,8 @@ costs the process time that is everybody's: only the latest change waits, as lon
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +20,8 @@ from tpvpn.transport.stream import Stream
 from tpvpn.wire import frame
 from tpvpn.wire.vnet import Offload
 
+GRACE = 1.0
+"""Seconds in which a client is to take its goodbye."""
 REST = 9
 """How many times as long as a change took the session rests from changes: they have a tenth of the time at most."""
 
@@ -55,11 +59,26 @@ class Place(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Whose a session is, and how it came."""
+
+    user: str
+    """The name of its token."""
+    name: str
+    """What the client calls itself."""
+    peer: str
+    security: str
+    """"tls", or "plain"."""
+    version: int
+
+
 class Session:
     """Runs until its link is lost, its client says goodbye, or this end does."""
 
-    def __init__(self, name: str, user: str, place: Place) -> None:
-        self.name, self.user, self.place = name, user, place
+    def __init__(self, name: str, visitor: Visitor, place: Place) -> None:
+        self.name, self.visitor, self.place = name, visitor, place
+        self.since, self.began = datetime.now(UTC), time.monotonic()
         self._link: Link | None = None
         self._carrier: Carrier | None = None
         self._loop = asyncio.get_running_loop()
@@ -88,12 +107,13 @@ class Session:
             link.close()
 
     def say_goodbye(self, reason: str) -> None:
-        """Tell the client that the session ends, and end it as soon as the connection has taken that."""
+        """Tell the client that the session ends, and end it when the connection has taken that, or does not soon."""
         if self._link and self._carrier:
             self._carrier.stop()
             self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason))
             if self._link.congested:
                 self._link.on_drained = partial(self._end, reason)
+                self._loop.call_later(GRACE, self._end, reason)
                 return
         self._end(reason)
 

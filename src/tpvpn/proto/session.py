@@ -1,12 +1,6 @@
-"""The handshake that opens a session: greeting, hello, welcome, and the proofs in them (docs/protocol.md).
+"""The handshake that opens a session: greeting, hello, welcome (docs/protocol.md); its proofs are `handshake`'s.
 
-It knows nothing of sockets: frames' payloads in, frames' payloads out; the nonce is an argument. Both ends know a token
-and neither sends it. Each proves that it has it by an HMAC over its own label, the hash of all frames so far and the
-hash of the manager's certificate:
-- another label for each side, so that a proof cannot be reflected;
-- a fresh nonce of each side in the transcript, so that a proof cannot be replayed;
-- every byte of every frame in the transcript, so that nothing can be altered;
-- the certificate's hash, so that nobody between the ends can open the TLS connection and pass the proofs on.
+It knows nothing of sockets: frames' payloads in, frames' payloads out; the nonce is an argument.
 
     manager                                   client
       greeting  versions, nonce          ->
@@ -14,20 +8,18 @@ hash of the manager's certificate:
       welcome   session, terms, proof    ->
 """
 
-import hashlib
-import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from tpvpn.errors import ManagerError, ProtocolError
+from tpvpn.errors import ProtocolError
 from tpvpn.proto import message
-from tpvpn.wire import frame, vnet
+from tpvpn.proto.handshake import CLIENT, MANAGER, VERSIONS, ClientSide, Transcript, check_nonce, check_version
+from tpvpn.proto.sessions import Answer, Question, question
+from tpvpn.wire import vnet
 from tpvpn.wire.vnet import Offload
 
-VERSIONS = (1,)
-NONCE_LENGTH = 32
 SPACE4 = ipaddress.IPv4Network("246.0.0.0/12")
 SPACE6 = ipaddress.IPv6Network("fd74:7076:706e::/48")
 """Where the addresses of sessions come from (class E, and a ULA). A client takes no others: they configure the laptop,
@@ -35,8 +27,6 @@ and could be those of its LAN, of a host inside its VPN or of the cluster."""
 VIRTUAL4 = ipaddress.IPv4Network("246.128.0.0/9")
 VIRTUAL6 = ipaddress.IPv6Network("fd74:7077::/32")
 """Where a client's virtual subnets are, which a manager maps to the cluster's own (proto/config)."""
-_CLIENT, _MANAGER = b"tpvpn 1 client", b"tpvpn 1 manager"
-_NO_PROOF = "0" * 64
 Space = ipaddress.IPv4Network | ipaddress.IPv6Network
 _LEAST_MTU4, _LEAST_MTU6 = 576, 1280  # RFC 791 section 3.2, RFC 8200 section 5
 
@@ -85,133 +75,79 @@ class Terms:
         return " and ".join(f"IPv{family[-1]}" for family, carried in self.ping.items() if not carried)
 
 
-class ClientHandshake:
-    """The client's side: `receive` the greeting, send what that gives, `receive` the welcome; then `terms` is set."""
+class ClientHandshake(ClientSide):
+    """The client's side; when it is done `terms` is set."""
 
-    def __init__(self, token: bytes, certificate_hash: bytes, nonce: bytes, offer: Offer) -> None:
+    request, answer = "hello", "welcome"
+
+    def __init__(
+        self, token: bytes, certificate_hash: bytes, nonce: bytes, offer: Offer, versions: Sequence[int] = VERSIONS
+    ) -> None:
+        super().__init__(token, certificate_hash, nonce, versions)
         self.terms: Terms | None = None
-        self._transcript = _Transcript(token, certificate_hash)
-        self._nonce, self._offer = nonce, offer
-        self._greeted = False
+        self._offer = offer
 
-    def receive(self, payload: bytes) -> bytes | None:
-        """Take one control frame; the one to send in return, if any. ManagerError when the manager is not to be had."""
-        what = message.decode(payload)
-        if what["type"] == "error":
-            raise ManagerError(f"the manager refuses: {message.printable(str(what.get('message')), 300)}")
-        if not self._greeted and what["type"] == "greeting":
-            self._greeted = True
-            return self._hello(payload, what)
-        if self._greeted and what["type"] == "welcome":
-            if not self._transcript.matches(_MANAGER, payload, what):
-                raise ManagerError("the manager does not know this token: is it the right manager?")
-            self.terms = _terms(what)
-            return None
-        raise ProtocolError(f"the manager sent {what['type']!r} in the middle of the handshake")
+    def _asked(self) -> Mapping[str, object]:
+        return {"session": None, **asdict(self._offer)}
 
-    def _hello(self, payload: bytes, greeting: message.Message) -> bytes:
-        theirs = message.numbers(greeting, "versions")
-        common = set(theirs) & set(VERSIONS)
-        if not common:
-            older = "tpvpn here" if max(theirs, default=0) > max(VERSIONS) else "the manager"
-            raise ManagerError(
-                f"the manager speaks protocol version {_listed(theirs)}, this tpvpn {_listed(VERSIONS)}: "
-                f"upgrade {older}"
-            )
-        _nonce(greeting)
-        self._transcript.add(payload)
-        return self._transcript.prove(
-            _CLIENT,
-            message.encode(
-                "hello",
-                version=max(common),
-                nonce=self._nonce.hex(),
-                session=None,
-                **asdict(self._offer),
-                proof=_NO_PROOF,
-            ),
-        )
+    def _take(self, answer: message.Message) -> None:
+        self.terms = _terms(answer)
 
 
 class ManagerHandshake:
-    """The manager's side: send `greeting`, `receive` the hello, decide on terms, send what `welcome(terms)` gives."""
+    """The manager's side: send `greeting`, `receive` the request, decide, send what `welcome` or `sessions` gives."""
 
-    def __init__(self, tokens: Mapping[str, bytes], certificate_hash: bytes, nonce: bytes) -> None:
-        self.greeting = message.encode("greeting", versions=list(VERSIONS), nonce=nonce.hex())
+    def __init__(
+        self, tokens: Mapping[str, bytes], certificate_hash: bytes, nonce: bytes, versions: Sequence[int] = VERSIONS
+    ) -> None:
+        self.greeting = message.encode("greeting", versions=list(versions), nonce=nonce.hex())
         self.user = ""
         """The name of the token that the client proved to have."""
-        self._transcripts = {name: _Transcript(token, certificate_hash) for name, token in tokens.items()}
+        self.version = 0
+        self._versions = versions
+        self._transcripts = {name: Transcript(token, certificate_hash) for name, token in tokens.items()}
         for transcript in self._transcripts.values():
             transcript.add(self.greeting)
 
-    def receive(self, payload: bytes) -> Offer:
-        """Take the hello. ProtocolError when it is not one, RefusedError with the client's name for a foreign token."""
-        hello = message.decode(payload)
-        if hello["type"] != "hello":
-            raise ProtocolError(f"the client began with {hello['type']!r} instead of a hello")
-        version = message.member(hello, "version", int)
-        if version not in VERSIONS:
-            raise ProtocolError(
-                f"the client speaks protocol version {_listed([version])}, this manager {_listed(VERSIONS)}"
-            )
-        _nonce(hello)
-        offer = Offer(
-            name=message.printable(message.member(hello, "name", str), 64),
-            ipv4=_address(hello, "ipv4", 4),
-            ipv6=_address(hello, "ipv6", 6),
-            offloads=_offloads(hello),
-        )
+    def receive(self, payload: bytes) -> Offer | Question:
+        """Take a hello, or a question about sessions.
+
+        ProtocolError when it is neither, RefusedError with the client's name for a foreign token.
+        """
+        what = message.decode(payload)
+        if what["type"] not in ("hello", "sessions"):
+            raise ProtocolError(f"the client began with {what['type']!r} instead of a hello")
+        self.version = check_version(what, self._versions)
+        check_nonce(what)
+        asked = _offer(what) if what["type"] == "hello" else question(what)
         # Every token is tried, whatever the others gave: the time taken tells nothing of which was right.
-        matching = [name for name, one in self._transcripts.items() if one.matches(_CLIENT, payload, hello)]
+        matching = [name for name, one in self._transcripts.items() if one.matches(CLIENT, payload, what)]
         if not matching:
-            raise RefusedError(offer.name)
+            raise RefusedError(asked.name)
         self.user = matching[0]
         self._transcripts[self.user].add(payload)
-        return offer
+        return asked
 
     def welcome(self, terms: Terms) -> bytes:
         """The welcome to send, with this end's proof."""
-        return self._transcripts[self.user].prove(_MANAGER, message.encode("welcome", **asdict(terms), proof=_NO_PROOF))
+        return self._transcripts[self.user].prove(MANAGER, "welcome", asdict(terms))
+
+    def sessions(self, answer: Answer) -> bytes:
+        """The answer to a question about sessions, with this end's proof."""
+        return self._transcripts[self.user].prove(MANAGER, "sessions", asdict(answer))
 
 
 class RefusedError(ProtocolError):
     """A client without a token of ours; the argument is the name it gave itself."""
 
 
-class _Transcript:
-    """All frames of a handshake as sent; a frame that is being proved counts with zeros in the place of its proof."""
-
-    def __init__(self, token: bytes, certificate_hash: bytes) -> None:
-        self._token, self._certificate_hash = token, certificate_hash
-        self._hash = hashlib.sha256()
-
-    def add(self, payload: bytes) -> None:
-        self._hash.update(frame.encode(frame.CONTROL, payload))
-
-    def prove(self, label: bytes, payload: bytes) -> bytes:
-        """The payload with its proof filled in; it joins the transcript."""
-        proven = _exchange(payload, _NO_PROOF, self._proof(label, payload))
-        self.add(proven)
-        return proven
-
-    def matches(self, label: bytes, payload: bytes, what: message.Message) -> bool:
-        proof = message.member(what, "proof", str)
-        # One of another length, or spelled with escapes, is none of ours; in its place zeros might not fit the frame.
-        if len(proof) != len(_NO_PROOF) or proof.encode(errors="replace") not in payload:
-            return False
-        expected = self._proof(label, _exchange(payload, proof, _NO_PROOF))
-        return hmac.compare_digest(proof.encode(errors="replace"), expected.encode())
-
-    def _proof(self, label: bytes, payload: bytes) -> str:
-        transcript = self._hash.copy()
-        transcript.update(frame.encode(frame.CONTROL, payload))
-        return hmac.new(self._token, label + transcript.digest() + self._certificate_hash, "sha256").hexdigest()
-
-
-def _exchange(payload: bytes, old: str, new: str) -> bytes:
-    """The payload with its last `old` made `new`: the proof is its last member."""
-    before, _, after = payload.rpartition(old.encode(errors="replace"))
-    return before + new.encode() + after
+def _offer(hello: message.Message) -> Offer:
+    return Offer(
+        name=message.printable(message.member(hello, "name", str), 64),
+        ipv4=_address(hello, "ipv4", 4),
+        ipv6=_address(hello, "ipv6", 6),
+        offloads=_offloads(hello),
+    )
 
 
 def _terms(welcome: message.Message) -> Terms:
@@ -282,14 +218,3 @@ def _own_address(welcome: message.Message, name: str, space: Space) -> str | Non
 
 def _no_address(what: message.Message, name: str) -> ProtocolError:
     return ProtocolError(f"the {what['type']} of the other end names {str(what[name])[:60]!r} as its {name} address")
-
-
-def _nonce(what: message.Message) -> None:
-    nonce = message.member(what, "nonce", str)
-    if len(nonce) != 2 * NONCE_LENGTH:
-        raise ProtocolError(f"the {what['type']} of the other end has a nonce of {len(nonce)} digits")
-
-
-def _listed(versions: Sequence[int]) -> str:
-    """As far as it fits a sentence: they come from outside."""
-    return " and ".join(str(version)[:20] for version in versions[:8]) or "none"

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from tpvpn.errors import ClusterError
 from tpvpn.kube.api import Cluster
 from tpvpn.kube.refusal import refusal
+from tpvpn.transport.inner_tls import encrypted
 from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
 from tpvpn.transport.tcp import connect, first, resolve
-from tpvpn.transport.upgrade import PATH, RefusedUpgradeError, upgrade
+from tpvpn.transport.upgrade import ENCRYPTED, PATH, PROTOCOL, RefusedUpgradeError, upgrade
 from tpvpn.transport.websocket import WebSocketStream
 
 
@@ -37,13 +38,17 @@ class Target:
 
 
 class ThroughApiServer(ABC):
-    """A transport through the API server to one manager."""
+    """A transport through the API server to one manager; encrypted end to end when the manager's certificate is pinned.
+
+    `pin` is the SHA-256 of that certificate.
+    """
 
     purpose = "the API server"
     word: str
 
-    def __init__(self, cluster: Cluster, target: Target, token: bytes) -> None:
+    def __init__(self, cluster: Cluster, target: Target, token: bytes, pin: bytes | None = None) -> None:
         self.token = token
+        self._pin = pin
         self._cluster, self._target = cluster, target
         self._proxy = proxy_of(cluster)
 
@@ -104,7 +109,11 @@ class Upgrade(ThroughApiServer):
     word = "upgrade"
 
     async def _open(self, stream: Stream, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:
-        return stream, await upgrade(stream, self._authority, self._path("proxy") + PATH, headers)
+        protocol = ENCRYPTED if self._pin else PROTOCOL
+        early = await upgrade(stream, self._authority, self._path("proxy") + PATH, headers, protocol)
+        if self._pin:
+            return await encrypted(stream, early, self._pin, f"the manager {self._target}"), b""
+        return stream, early
 
 
 class PortForward(ThroughApiServer):
@@ -121,7 +130,9 @@ class PortForward(ThroughApiServer):
         ]
         path = f"{self._path('portforward')}?ports={self._target.port}"
         early = await upgrade(stream, self._authority, path, [*headers, *asked], "websocket")
-        inside = WebSocketStream(stream, early)
+        inside: Stream = WebSocketStream(stream, early)
+        if self._pin:
+            inside = await encrypted(inside, b"", self._pin, f"the manager {self._target}")
         return inside, await upgrade(inside, f"{self._target.name}:{self._target.port}")
 
 

@@ -20,7 +20,7 @@ NO_CERTIFICATE = bytes(32)
 class Stream:
     """A connected TCP socket."""
 
-    certificate_hash = NO_CERTIFICATE
+    certificate_hash: bytes = NO_CERTIFICATE
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)

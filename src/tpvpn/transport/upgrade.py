@@ -11,6 +11,8 @@ from tpvpn.transport.stream import Stream
 
 PATH = "/v1/session"
 PROTOCOL = "tpvpn"
+ENCRYPTED = "tpvpn-tls"
+"""TLS begins behind the 101, and the protocol inside it."""
 MAX_HEAD = 8192
 """Bytes of a request's or a response's head."""
 
@@ -42,7 +44,11 @@ async def upgrade(
     if not rest.startswith("101"):
         words = f"{authority} is no tpvpn manager, or not on this port: it answered HTTP {printable(rest, 60)}"
         status = int(rest[:3]) if rest[:3].isdecimal() else 0
-        raise RefusedUpgradeError(words, status, early + await _body(stream, answered, len(early)))
+        body = early + await _body(stream, answered, len(early))
+        if status == 426:
+            said = printable(body.decode(errors="replace").strip(), 300)
+            raise ManagerError(f"the manager at {authority} refuses: {said or 'it wants another protocol'}")
+        raise RefusedUpgradeError(words, status, body)
     if not any(field.lower().replace(" ", "") == f"upgrade:{protocol}" for field in answered):
         raise ManagerError(f"{authority} is no tpvpn manager: it switched to another protocol")
     return early
