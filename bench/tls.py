@@ -1,4 +1,4 @@
-"""The client's TLS: ours on a non-blocking SSLSocket beside asyncio's own, bulk both ways over loopback, in turns.
+"""The client's TLS: ours in memory, a non-blocking SSLSocket and asyncio's own, bulk both ways over loopback, in turns.
 
 `python -m bench.tls` prints, for each of them, the medians of Gb/s and of CPU seconds a GB of the client's process. The
 other end is a process with a blocking SSLSocket, the same for all. Each moves what a link moves: up to a batch of
@@ -25,7 +25,8 @@ from bench.pod import MEBIBYTE, sink, source
 from bench.summary import median
 from tpvpn.link import RECEIVE_SIZE
 from tpvpn.pump import BATCH_BYTES
-from tpvpn.transport.stream import TlsStream, tls_handshake
+from tpvpn.transport.inner_tls import InnerTlsStream
+from tpvpn.transport.stream import Stream
 
 Moved = Coroutine[None, None, int]
 
@@ -37,27 +38,48 @@ def trusting() -> ssl.SSLContext:
     return context
 
 
+class SslSocketStream(Stream):
+    """A stream on a non-blocking SSLSocket: what tpvpn had before."""
+
+    def __init__(self, wrapped: ssl.SSLSocket) -> None:
+        super().__init__(wrapped)
+        self.pending, self._recv_record = wrapped.pending, wrapped.recv_into
+        self.recv_into = self._recv_records
+
+    def _recv_records(self, buffer: memoryview) -> int:
+        """As many records as are here."""
+        have = 0
+        while have < len(buffer):
+            try:
+                count = self._recv_record(buffer[have:])
+            except OSError:
+                if have:
+                    break
+                raise
+            if not count:
+                break
+            have += count
+        return have
+
+
+async def ssl_socket(port: int, up: bool, seconds: float) -> int:
+    """Bytes that arrived with an SSLSocket."""
+    with socket.create_connection(("127.0.0.1", port)) as connected:
+        wrapped = trusting().wrap_socket(connected)
+    return await move(SslSocketStream(wrapped), up, seconds)
+
+
 async def ours(port: int, up: bool, seconds: float) -> int:
     """Bytes that arrived with the stream that tpvpn has."""
-    connected = socket.create_connection(("127.0.0.1", port))
-    connected.setblocking(False)
-    wrapped = trusting().wrap_socket(connected, do_handshake_on_connect=False)
-    await tls_handshake(wrapped)
-    mover = Mover(TlsStream(wrapped, None), up)
-    await asyncio.sleep(seconds)
-    mover.close()
-    return mover.arrived
-
-
-async def in_memory(port: int, up: bool, seconds: float) -> int:
-    """x."""
-    from tpvpn.transport.stream import Stream
-    from tpvpn.transport.inner_tls import InnerTlsStream
-    connected = socket.create_connection(("127.0.0.1", port))
-    stream = InnerTlsStream(Stream(connected), trusting())
+    stream = InnerTlsStream(Stream(socket.create_connection(("127.0.0.1", port))), trusting())
     await stream.handshake()
+    return await move(stream, up, seconds)
+
+
+async def move(stream: Stream, up: bool, seconds: float) -> int:
+    """Move bytes; how many arrived."""
     mover = Mover(stream, up)
-    await asyncio.sleep(seconds)
+    await asyncio.wait([mover.ended], timeout=seconds)
     mover.close()
     return mover.arrived
 
@@ -121,10 +143,10 @@ def server(listener: socket.socket, directory: Path, up: bool) -> None:
 
 
 WAYS: dict[str, tuple[Callable[[int, bool, float], Moved], Callable[[], asyncio.AbstractEventLoop]]] = {
+    "SSLSocket, uvloop": (ssl_socket, uvloop.new_event_loop),
     "ours, uvloop": (ours, uvloop.new_event_loop),
-    "memory, uvloop": (in_memory, uvloop.new_event_loop),
-    "theirs, uvloop": (theirs, uvloop.new_event_loop),
-    "theirs, asyncio": (theirs, asyncio.new_event_loop),
+    "asyncio's, uvloop": (theirs, uvloop.new_event_loop),
+    "asyncio's, asyncio": (theirs, asyncio.new_event_loop),
 }
 
 
@@ -160,7 +182,7 @@ def main() -> None:
                 found.append(measure(name, ports[up], up, words.seconds))
         for (name, up), found in runs.items():
             rate, cost = (median([one[part] for one in found]) for part in (0, 1))
-            print(f"{name:16} {'up' if up else 'down':5} {rate:6.2f} Gb/s {cost:6.2f} CPU s/GB")
+            print(f"{name:18} {'up' if up else 'down':5} {rate:6.2f} Gb/s {cost:6.2f} CPU s/GB")
 
 
 if __name__ == "__main__":
