@@ -4,10 +4,12 @@ The laptop is a network namespace of its own on the cluster's LAN, so that nothi
 way. Each way has a pod for itself, whose address is all that it routes, so that all are up at once.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from bench.ways import TIMEOUT, Way, descendants, end, ready
 from tpvpn.lab import servers
 from tpvpn.lab.processes import Processes
 
+PREFIX = "tpvpn-bench-"
 ADDRESS = "10.131.0.101/24"  # beside the cluster's own laptop
 USER = "bench-forwarder"
 MAY: dict[str, tuple[str, str]] = {
@@ -37,7 +40,7 @@ class Site:
     """The cluster that is up, with a laptop and two namespaces of our own, from `with` to its end."""
 
     def __init__(self) -> None:
-        self.name = f"tpvpn-bench-{os.getpid()}"
+        self.name = f"{PREFIX}{os.getpid()}"
         self.empty = f"{self.name}-empty"
         self._kubernetes = Kubernetes()
 
@@ -45,6 +48,7 @@ class Site:
         self._directory = Path(tempfile.mkdtemp(prefix=self.name))
         self._processes = Processes(self._directory / "processes")
         try:
+            self._remove_leftovers()
             self._join()
             self._make_namespaces()
         except BaseException:
@@ -57,10 +61,24 @@ class Site:
 
     def _remove(self) -> None:
         self._processes.end()
-        namespaces = [self.name, self.empty]
-        self.kubectl("delete", "namespace", "--ignore-not-found", "--wait=false", *namespaces, check=False)
-        subprocess.run(["ip", "netns", "delete", self.name], capture_output=True)
+        self._delete(self.name)
         shutil.rmtree(self._directory)
+
+    def _delete(self, name: str) -> None:
+        """Delete the laptop and the namespaces of a run."""
+        namespaces = [name, f"{name}-empty"]
+        self.kubectl("delete", "namespace", "--ignore-not-found", "--wait=false", *namespaces, check=False)
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what runs left that were killed: their laptops tell of them."""
+        for laptop in Path("/run/netns").glob(f"{PREFIX}*"):
+            if not Path("/proc", laptop.name.removeprefix(PREFIX)).exists():
+                inside = subprocess.run(["ip", "netns", "pids", laptop.name], capture_output=True, text=True).stdout
+                for pid in inside.split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                self._delete(laptop.name)
 
     def _join(self) -> None:
         """Make the laptop, on the LAN's switch, with ports for thousands of short connections a second."""
