@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.measure import MEASUREMENTS, Effort
+from bench.measure import MEASUREMENTS, Effort, Measurement
 from bench.peers import PEERS
 from bench.summary import DIRECT, Round, verdicts, with_bars
 from bench.wan import DEVICE, Wan
@@ -27,6 +27,10 @@ RESULTS = Path(__file__).parent / "results"
 WAN_ADDRESSES = ("198.19.0.1", "198.19.0.2")
 WAYS: dict[str, type[Way]] = {kind.name: kind for kind in (Way, Tpvpn, TpvpnSocket, *PEERS)}
 WAN_WAYS, WAN_MEASUREMENTS = (Tpvpn.name, TpvpnSocket.name), ("tcp", "ping", "load")
+SETTING = (
+    "The links are veth pairs without a wire: the direct path is forwarding and masquerade at memory speed, so real "
+    "networks show smaller differences."
+)
 FAILURES = (TpvpnError, RuntimeError, OSError, ValueError, KeyError, subprocess.SubprocessError)
 
 
@@ -37,9 +41,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds of load a measurement (2)")
     parser.add_argument("--pings", type=int, default=400, help="round trips a measurement (400)")
     ways = f"measured beside {DIRECT} (all that are installed; with --wan {','.join(WAN_WAYS)})"
-    parser.add_argument("--ways", type=partial(_names, WAYS), metavar=",".join(WAYS), help=ways)
+    parser.add_argument("--ways", type=partial(names, WAYS), metavar=",".join(WAYS), help=ways)
     only = f"measurements (all; with --wan {','.join(WAN_MEASUREMENTS)})"
-    parser.add_argument("--only", type=partial(_names, MEASUREMENTS), metavar=",".join(MEASUREMENTS), help=only)
+    parser.add_argument("--only", type=partial(names, MEASUREMENTS), metavar=",".join(MEASUREMENTS), help=only)
     parser.add_argument("--quick", action="store_true", help="one round of 1 s and 200 round trips, to see it work")
     parser.add_argument("--wan", metavar="DELAY,LOSS,RATE", help="over an emulated link: ms one way, %%, Mb/s")
     parser.add_argument("--name", help="of the files in bench/results (bench, or wan-DELAY-LOSS-RATE)")
@@ -55,7 +59,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _names(known: Collection[str], text: str) -> list[str]:
+def names(known: Collection[str], text: str) -> list[str]:
+    """Names with commas between, each of which must be known."""
     chosen = text.split(",")
     if unknown := sorted(set(chosen) - set(known)):
         raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(known)}")
@@ -65,15 +70,10 @@ def _names(known: Collection[str], text: str) -> list[str]:
 def main() -> int:
     """Run it; 0, 1 when a measurement failed, or the exit code of what prevented it."""
     arguments = parse(sys.argv[1:])
-    results: dict[str, Any] = {
-        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "machine": machine(),
-        "seconds": arguments.seconds,
-        "wan": arguments.wan,
-        "absent": [],
-        "failures": [],
-        "rounds": [],
-    }
+    results = beginning(arguments, SETTING)
+    results["wan"] = arguments.wan
+    if arguments.wan:
+        results["setting"] += f" The link is emulated in user space: {arguments.wan} (ms one way, %, Mb/s)."
     try:
         with Lab(f"bench{os.getpid()}") as lab:
             measure(lab, arguments, results)
@@ -86,6 +86,20 @@ def main() -> int:
     return 1 if results["failures"] else 0
 
 
+def beginning(arguments: argparse.Namespace, setting: str) -> dict[str, Any]:
+    """Results without figures; `setting` is what to know of where they are measured."""
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "machine": machine(),
+        "setting": setting,
+        "seconds": arguments.seconds,
+        "wan": None,
+        "absent": [],
+        "failures": [],
+        "rounds": [],
+    }
+
+
 def measure(lab: Lab, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     """Bring the ways up and fill in the rounds."""
     prepare(lab)
@@ -93,15 +107,23 @@ def measure(lab: Lab, arguments: argparse.Namespace, results: dict[str, Any]) ->
     results["absent"] = [kind.name for kind in kinds if kind.missing()]
     ways = [kind(lab) for kind in kinds if not kind.missing()]
     results["ways"] = [way.name for way in ways]
-    effort = Effort(arguments.seconds, arguments.pings)
     if arguments.wan:
         emulate(lab, arguments.wan)
+    run_rounds(ways, MEASUREMENTS, arguments, results)
+
+
+def run_rounds(
+    ways: list[Way], known: dict[str, Measurement], arguments: argparse.Namespace, results: dict[str, Any]
+) -> None:
+    """Fill in the rounds, with those of the known measurements that are asked for."""
+    chosen = {name: known[name] for name in arguments.only}
+    effort = Effort(arguments.seconds, arguments.pings)
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}", file=sys.stderr)
-        results["rounds"].append(one_round(ways, arguments.only, effort, results["failures"]))
+        results["rounds"].append(one_round(ways, chosen, effort, results["failures"]))
 
 
-def one_round(ways: list[Way], chosen: list[str], effort: Effort, failures: list[str]) -> Round:
+def one_round(ways: list[Way], chosen: dict[str, Measurement], effort: Effort, failures: list[str]) -> Round:
     """Every chosen measurement of every way once. What fails is told and left out; the rest goes on."""
     figures: Round = {way.name: {} for way in ways}
     up: list[Way] = []
@@ -111,10 +133,10 @@ def one_round(ways: list[Way], chosen: list[str], effort: Effort, failures: list
             up.append(way)
         except FAILURES as error:
             _failed(failures, f"{way.name} did not start: {error}")
-    for name in chosen:
+    for name, measurement in chosen.items():
         for way in up:
             try:
-                figures[way.name] |= MEASUREMENTS[name](way, effort)
+                figures[way.name] |= measurement(way, effort)
             except FAILURES as error:
                 _failed(failures, f"{way.name}, {name}: {error}")
     return figures

@@ -19,6 +19,7 @@ from bench.summary import Figures, median, percentile
 from bench.ways import Way
 
 ATTEMPTS = 20  # to find iperf3's server free: it ends a client's test only when it hears that the client has left
+NOT_YET = ("busy", "refused")  # of a server that ends a test, or opens its port anew after one
 CLIENTS = 32  # HTTP requests under way at once
 PING_INTERVAL = 0.01
 # The flows use what most systems do, whatever this one is set to; a tunnel's own connection is the tunnel's affair.
@@ -36,13 +37,13 @@ class Effort:
 
 
 def iperf(way: Way, *options: str, seconds: float) -> dict[str, Any]:
-    """The `end` part of iperf3's report; a server still busy with the last client is asked again."""
+    """The `end` part of iperf3's report; a server not yet done with the last client is asked again."""
     argv = ["iperf3", "--client", way.address, "--json", "--time", f"{seconds:g}", *options]
     report: dict[str, Any] = {"error": "not run"}
     for _ in range(ATTEMPTS):
         done = way.lab.run("laptop", argv, check=False, timeout=seconds + 30)
         report = json.loads(done.stdout)
-        if "busy" not in report.get("error", ""):
+        if not any(word in report.get("error", "") for word in NOT_YET):
             break
         time.sleep(0.2)
     if "error" in report:

@@ -8,7 +8,20 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot
 
-from bench.summary import BARS, DIRECT, METRICS, Bar, Metric, Round, median, related, values, verdicts, with_bars
+from bench.summary import (
+    BARS,
+    DIRECT,
+    METRICS,
+    Bar,
+    Metric,
+    Round,
+    median,
+    reference,
+    related,
+    values,
+    verdicts,
+    with_bars,
+)
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -35,25 +48,27 @@ def markdown(results: dict[str, Any], plot: str) -> str:
 def caveats(results: dict[str, Any]) -> str:
     """What to know before believing a figure."""
     machine = results["machine"]
-    wan = f" The link is emulated in user space: {results['wan']} (ms one way, %, Mb/s)." if results["wan"] else ""
     absent = f" Not installed here: {', '.join(results['absent'])}." if results["absent"] else ""
     return (
         f"All of it, both ends, servers and load generators, shares {machine['cpus']} cores ({machine['cpu']}, Linux "
-        f"{machine['kernel']}); load average {machine['load']:.2f} before the start. The links are veth pairs without "
-        "a wire: the direct path is forwarding and masquerade at memory speed, so real networks show smaller "
-        f"differences.{wan} Medians of {len(results['rounds'])} round(s), {results['seconds']:g} s a measurement; in "
-        "each round every way is measured in turn, and relations are to the direct path of the same round. CPU and "
-        f"memory are those of the tunnel's own processes; packets are also handled in the kernel.{absent}"
+        f"{machine['kernel']}); load average {machine['load']:.2f} before the start. {results['setting']} Medians of "
+        f"{len(results['rounds'])} round(s), {results['seconds']:g} s a measurement; in each round every way is "
+        "measured in turn, and relations are to figures of the same round. CPU and memory are those of the tunnel's "
+        f"own processes; packets are also handled in the kernel.{absent}"
     )
 
 
 def bars_table(rounds: Sequence[Round], way: str) -> str:
     """Every bar of a way, the value reached, and the verdict."""
-    lines = [f"| | direct | {way} | relation | must be | |", "|---|---:|---:|---:|---:|---|"]
-    for bar, value, passed in verdicts(rounds, way):
+    judged = verdicts(rounds, way)
+    beside = "direct, or bare" if any(bar.relation == "of bare" for bar, _, _ in judged) else "direct"
+    lines = [f"| | {beside} | {way} | relation | must be | |", "|---|---:|---:|---:|---:|---|"]
+    for bar, value, passed in judged:
         metric = BY_NAME[bar.metric]
-        direct, own = (number(median(values(rounds, each, bar.metric)), metric.digits) for each in (DIRECT, way))
-        reached = {"itself": "", "of direct": f"{number(value, 2)} ×", "over direct": f"{number(value, 3)} more"}
+        figures = (reference(way, bar.metric, bar.relation), (way, bar.metric))
+        direct, own = (number(median(values(rounds, *figure)), metric.digits) for figure in figures)
+        share = f"{number(value, 2)} ×"
+        reached = {"itself": "", "of direct": share, "of bare": share, "over direct": f"{number(value, 3)} more"}
         limit = f"{bar.side} {bar.limit:,g}{'' if bar.relation == 'itself' else ' ' + bar.relation}"
         verdict = {True: "pass", False: "**fail**", None: "not measured"}[passed]
         lines.append(
@@ -83,9 +98,12 @@ def _cell(rounds: Sequence[Round], way: str, metric: Metric) -> str:
     return text if way == DIRECT or math.isnan(ratio) else f"{text}, {ratio:.3g} ×"
 
 
-def _share(rounds: Sequence[Round], bar: Bar) -> float:
+def _share(rounds: Sequence[Round], way: str, bar: Bar) -> float:
     """The share of the direct path's rate that is a bar's limit."""
-    return bar.limit if bar.relation == "of direct" else bar.limit / median(values(rounds, DIRECT, bar.metric))
+    if bar.relation == "of direct":
+        return bar.limit
+    bare = median(values(rounds, *reference(way, bar.metric, "of bare"))) if bar.relation == "of bare" else 1.0
+    return bar.limit * bare / median(values(rounds, DIRECT, bar.metric))
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -104,7 +122,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         rows = [row + (place - (len(ways) - 1) / 2) * height for row in range(len(shown))]
         drawn = axes.barh(rows, shares, height * 0.9, label=way, color=COLOURS[place % len(COLOURS)])
         barred = [(bars[metric.name], at) for metric, at in zip(shown, rows, strict=True) if metric.name in bars]
-        marks += [(_share(rounds, bar), at) for bar, at in barred]
+        marks += [(_share(rounds, way, bar), at) for bar, at in barred]
         axes.bar_label(drawn, ["" if math.isnan(share) else f"{share:.2f}" for share in shares], padding=3, fontsize=8)
     if marks and results["wan"] is None:
         axes.vlines(

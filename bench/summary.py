@@ -1,8 +1,8 @@
 """From rounds of figures to medians, relations to the direct path, and verdicts. Pure: values in, values out.
 
 A round holds, for each way, one figure a metric, all measured within the same minutes. The machine's load changes from
-round to round, so a way is set against the direct path of its own round, and the median of these relations is what
-counts.
+round to round, so a way is set against the direct path of its own round (or against the bare stream that carries it),
+and the median of these relations is what counts.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal
 
 Figures = dict[str, float]
 Round = dict[str, Figures]
-Relation = Literal["itself", "of direct", "over direct"]
+Relation = Literal["itself", "of direct", "over direct", "of bare"]
 
 DIRECT = "direct"
 
@@ -28,6 +28,8 @@ class Metric:
 
 
 METRICS = (
+    Metric("bare_up", "bare stream up", "Gb/s", 3),
+    Metric("bare_down", "bare stream down", "Gb/s", 3),
     Metric("tcp1_up", "TCP, 1 flow up", "Gb/s", 3),
     Metric("tcp1_down", "TCP, 1 flow down", "Gb/s", 3),
     Metric("tcp8_up", "TCP, 8 flows up", "Gb/s", 3),
@@ -55,6 +57,7 @@ METRICS = (
     Metric("idle_laptop", "idle CPU of the laptop's end", "%"),
     Metric("idle_node", "idle CPU of the node's end", "%"),
     Metric("connect_s", "connect to ready", "s"),
+    Metric("ephemeral_s", "connect to ready without a manager", "s"),
     Metric("help_s", "tpvpn --help", "s"),
     Metric("plan_s", "tpvpn plan", "s"),
 )
@@ -62,7 +65,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Bar:
-    """What a way must reach: a metric, itself or in relation to the direct path, at least or at most a limit."""
+    """What a way must reach: a metric, itself or in relation to another figure, at least or at most a limit."""
 
     metric: str
     relation: Relation
@@ -102,13 +105,32 @@ _SOCKET = (
     Bar("rss_node", "itself", "at most", 150),
     Bar("idle_node", "itself", "at most", 1),
 )
-BARS = {"tpvpn": _KERNEL, "tpvpn-socket": _SOCKET}
+
+
+def _through_api_server(share: float) -> tuple[Bar, ...]:
+    return (
+        *(Bar(f"tcp{flows}_{way}", "of bare", "at least", share) for flows in (1, 8) for way in ("up", "down")),
+        Bar("ping_idle", "over direct", "at most", 1),
+        Bar("rss_laptop", "itself", "at most", 130),
+        Bar("rss_node", "itself", "at most", 130),
+        Bar("connect_s", "itself", "at most", 4),
+        Bar("ephemeral_s", "itself", "at most", 12),
+    )
+
+
+BARS = {
+    "tpvpn": _KERNEL,
+    "tpvpn-socket": _SOCKET,
+    "upgrade": _through_api_server(0.6),
+    "portforward": _through_api_server(0.7),
+}
 """What each way must reach."""
 
 _RELATIONS: dict[Relation, Callable[[float, float], float]] = {
-    "itself": lambda value, direct: value,
-    "of direct": lambda value, direct: value / direct if direct else math.nan,
-    "over direct": lambda value, direct: value - direct,
+    "itself": lambda value, other: value,
+    "of direct": lambda value, other: value / other if other else math.nan,
+    "over direct": lambda value, other: value - other,
+    "of bare": lambda value, other: value / other if other else math.nan,
 }
 
 
@@ -132,13 +154,19 @@ def values(rounds: Sequence[Round], way: str, metric: str) -> list[float]:
     return [figures[metric] for each in rounds if metric in (figures := each.get(way, {}))]
 
 
+def reference(way: str, metric: str, relation: Relation) -> tuple[str, str]:
+    """Whose figure, and which, stands beside a way's: the same of the direct path, or its own bare stream's."""
+    return (way, f"bare_{metric.rpartition('_')[2]}") if relation == "of bare" else (DIRECT, metric)
+
+
 def related(rounds: Sequence[Round], way: str, metric: str, relation: Relation) -> float:
-    """The median over the rounds of a way's figure, itself or in relation to the direct path of its own round."""
+    """The median over the rounds of a way's figure, itself or in relation to another one of its own round."""
     relate = _RELATIONS[relation]
-    pairs = [(each.get(way, {}).get(metric), each.get(DIRECT, {}).get(metric)) for each in rounds]
+    beside, that = reference(way, metric, relation)
+    pairs = [(each.get(way, {}).get(metric), each.get(beside, {}).get(that)) for each in rounds]
     if relation == "itself":
         return median([value for value, _ in pairs if value is not None])
-    return median([relate(value, direct) for value, direct in pairs if value is not None and direct is not None])
+    return median([relate(value, other) for value, other in pairs if value is not None and other is not None])
 
 
 def with_bars(ways: Iterable[str]) -> list[str]:

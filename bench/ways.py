@@ -8,8 +8,9 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tpvpn.lab import Lab
 from tpvpn.lab.lab import MANAGER
@@ -18,11 +19,30 @@ from tpvpn.lab.topology import NODE, POD_CIDR, PODS, SERVICE_CIDR, SERVICES, TWI
 TIMEOUT = 20.0  # seconds until a tunnel must be ready
 
 
+class Place(Protocol):
+    """Where ways are measured: a lab, or what stands for one."""
+
+    def run(
+        self, where: Any, argv: Sequence[str], *, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside to its end."""
+        ...
+
+    def popen(self, where: Any, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a command inside."""
+        ...
+
+    def log(self, name: str) -> Path:
+        """The file for what a process says."""
+        ...
+
+
 class Way:
     """Plain routing through the node; and what every tunnel has."""
 
     name = "direct"
     address = TWINS[0]
+    lab: Place
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -62,31 +82,18 @@ class Tpvpn(Way):
         """Start the manager once, and `tpvpn connect` anew; the seconds from its start until it is ready."""
         if self._manager is None:
             self._manager = self.lab.start_manager(exit=self.exit, listen=self.listen, name=f"manager-{self.name}")
-        _end(self._connect)
-        ready, announce = os.pipe()
-        began = time.perf_counter()
-        said = self.lab.log(f"connect-{self.name}")
-        with said.open("wb") as log:
-            self._connect = self.lab.popen(
-                "laptop", self._command(announce), pass_fds=[announce], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
-        os.close(announce)
-        told = select.select([ready], [], [], TIMEOUT)[0] and os.read(ready, 1)
-        took = time.perf_counter() - began
-        os.close(ready)
-        if not told:
-            raise RuntimeError(f"tpvpn connect is not ready: {said.read_text()}")
+        end(self._connect)
+        self._connect, took = ready(self.lab, f"connect-{self.name}", self._command())
         return {"connect_s": took}
 
-    def _command(self, announce: int) -> list[str]:
+    def _command(self) -> list[str]:
         manager = ["--manager", f"tcp://{self.listen}", "--token-file", str(self.lab.token_file)]
-        session = ["--name", self.exit, *self.subnet, "--allow-conflicting-subnets", self.subnet[1]]
-        return [sys.executable, "-m", "tpvpn", "connect", *manager, *session, "--ready-fd", str(announce)]
+        return [*manager, "--name", self.exit, *self.subnet, "--allow-conflicting-subnets", self.subnet[1]]
 
     def stop(self) -> None:
         """End both ends."""
-        _end(self._connect)
-        _end(self._manager)
+        end(self._connect)
+        end(self._manager)
 
     def ends(self) -> dict[str, list[int]]:
         """connect with its helper, and the manager."""
@@ -104,7 +111,25 @@ class TpvpnSocket(Tpvpn):
     subnet = ("--service-cidr", SERVICE_CIDR)
 
 
-def _end(process: subprocess.Popen[Any] | None) -> None:
+def ready(place: Place, name: str, words: Sequence[str]) -> tuple[subprocess.Popen[Any], float]:
+    """Start `tpvpn connect` with these words on the laptop; the process, and the seconds from its start until ready."""
+    readable, announce = os.pipe()
+    began = time.perf_counter()
+    said = place.log(name)
+    argv = [sys.executable, "-m", "tpvpn", "connect", *words, "--ready-fd", str(announce)]
+    with said.open("wb") as log:
+        process = place.popen("laptop", argv, pass_fds=[announce], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    os.close(announce)
+    told = select.select([readable], [], [], TIMEOUT)[0] and os.read(readable, 1)
+    took = time.perf_counter() - began
+    os.close(readable)
+    if not told:
+        raise RuntimeError(f"tpvpn connect is not ready: {said.read_text().strip().rpartition(chr(10))[2]}")
+    return process, took
+
+
+def end(process: subprocess.Popen[Any] | None) -> None:
+    """End it, and wait until it has."""
     if process is not None:
         process.terminate()
         process.wait(TIMEOUT)

@@ -123,6 +123,35 @@ def test_a_ping_is_answered_with_its_words() -> None:
         assert unframed(theirs.recv(100)) == (b"data", [(10, b"are you there")])
 
 
+def test_pings_between_the_pieces_of_a_frame_are_answered_behind_it() -> None:
+    with ends(PORTS) as (stream, theirs):
+        data, sent, got = random.Random(2).randbytes(3_000_000), 0, b""
+        theirs.setblocking(False)
+        theirs.sendall(framed(b"first", opcode=9) + framed(b"second", opcode=9))
+        while sent < len(data):
+            received(stream)
+            with contextlib.suppress(*WOULD_BLOCK):
+                sent += stream.send(memoryview(data)[sent:])
+                continue
+            with contextlib.suppress(BlockingIOError):
+                theirs.sendall(framed(b"third", opcode=9))
+            got += theirs.recv(1 << 20)
+        with contextlib.suppress(BlockingIOError):
+            while more := theirs.recv(1 << 20):
+                got += more
+        arrived, control = unframed(got)
+        assert arrived == data
+        assert control[0] == (10, b"second")  # RFC 6455 section 5.5.3: the last of several may do
+        assert set(control[1:]) == {(10, b"third")}
+
+
+def test_a_control_frame_longer_than_any_is_the_end() -> None:
+    for length in (126, 1 << 40):
+        header = struct.pack(">BBQ", 0x89, 127, length)
+        with ends(PORTS + header) as (stream, _), pytest.raises(OSError, match="no WebSocket frame"):
+            received(stream)
+
+
 def test_a_close_and_an_end_are_the_end() -> None:
     for last in (framed(struct.pack(">H", 1000), opcode=8), b""):
         with ends(PORTS + framed(b"\x00bye") + last) as (stream, theirs):

@@ -61,6 +61,17 @@ def test_relations_are_within_a_round() -> None:
     assert values(ROUNDS, "tpvpn", "tcp1_up") == [4.0, 5.0, 3.0]
 
 
+def test_a_tunnel_is_set_against_its_own_bare_stream() -> None:
+    rounds: list[Round] = [
+        {"direct": {"tcp8_down": 20.0}, "upgrade": {"bare_down": bare, "bare_up": 100.0, "tcp8_down": 2.0}}
+        for bare in (2.5, 4.0, 5.0)
+    ]
+    assert related(rounds, "upgrade", "tcp8_down", "of bare") == pytest.approx(0.5)
+    judged = {bar.metric: (value, verdict) for bar, value, verdict in verdicts(rounds, "upgrade")}
+    assert judged["tcp8_down"] == (pytest.approx(0.5), False)
+    assert judged["tcp8_up"][1] is None
+
+
 @pytest.mark.parametrize(
     ("side", "value", "passes"),
     [("at least", 5.0, True), ("at least", 4.9, False), ("at most", 5.0, True), ("at most", 5.1, False)],
@@ -98,7 +109,14 @@ def test_every_bar_is_about_a_metric() -> None:
 
 def test_the_page_shows_verdicts_and_failures() -> None:
     machine = {"cpus": 2, "cpu": "a CPU", "kernel": "6.1", "load": 0.5}
-    results = {"when": "today", "machine": machine, "seconds": 1.0, "wan": None, "absent": ["a peer"]}
+    results = {
+        "when": "today",
+        "machine": machine,
+        "seconds": 1.0,
+        "wan": None,
+        "setting": "Here.",
+        "absent": ["a peer"],
+    }
     page = markdown(
         results | {"rounds": ROUNDS, "ways": ["direct", "tpvpn", "tpvpn-socket"], "failures": ["udp: it broke"]},
         "plot.svg",

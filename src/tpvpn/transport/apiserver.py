@@ -7,7 +7,6 @@ pods. `portforward` needs `get` and `create` on pods/portforward.
 
 import base64
 import os
-import socket
 import ssl
 import urllib.parse
 import urllib.request
@@ -17,8 +16,8 @@ from dataclasses import dataclass
 from tpvpn.errors import ClusterError
 from tpvpn.kube.api import Cluster
 from tpvpn.kube.refusal import refusal
-from tpvpn.transport.inner_tls import encrypted
-from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
+from tpvpn.transport.inner_tls import InnerTlsStream, encrypted
+from tpvpn.transport.stream import NO_CERTIFICATE, Stream
 from tpvpn.transport.tcp import connect, first, resolve
 from tpvpn.transport.upgrade import ENCRYPTED, PATH, PROTOCOL, RefusedUpgradeError, upgrade
 from tpvpn.transport.websocket import WebSocketStream
@@ -81,19 +80,17 @@ class ThroughApiServer(ABC):
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def _dial(self, address: str, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:
-        connected = await connect(address, next_hop(self._cluster)[1])
-        stream = Stream(connected)
+        stream = Stream(await connect(address, next_hop(self._cluster)[1]))
         try:
             if self._proxy:
                 await open_tunnel(stream, self._authority, self._proxy)
-            stream = await secured(connected, self._cluster)
+            stream = await secured(stream, self._cluster)
             return await self._open(stream, headers)
         except RefusedUpgradeError as error:
             stream.close()
             raise refusal(error.status, error.body, self._cluster.server, f"reach {self._target}") from error
         except BaseException:
             stream.close()
-            connected.close()
             raise
 
     def _path(self, subresource: str) -> str:
@@ -136,23 +133,20 @@ class PortForward(ThroughApiServer):
         return inside, await upgrade(inside, f"{self._target.name}:{self._target.port}")
 
 
-async def secured(connected: socket.socket, cluster: Cluster) -> Stream:
+async def secured(stream: Stream, cluster: Cluster) -> Stream:
     """The connection to the API server, with TLS if it has that; its certificate is not the manager's."""
     endpoint = cluster.endpoint
     if endpoint.tls is None:
-        return Stream(connected)
-    wrapped = endpoint.tls.wrap_socket(connected, server_hostname=endpoint.server_name, do_handshake_on_connect=False)
+        return stream
+    inside = InnerTlsStream(stream, endpoint.tls, server_name=endpoint.server_name)
     try:
-        await tls_handshake(wrapped)
+        await inside.handshake()
     except ssl.SSLCertVerificationError as error:
-        wrapped.close()
         raise ClusterError(
             f"{cluster.server} has a certificate that the kubeconfig does not trust: {error.verify_message}"
         ) from error
-    except BaseException:
-        wrapped.close()
-        raise
-    return TlsStream(wrapped, None)
+    inside.certificate_hash = NO_CERTIFICATE
+    return inside
 
 
 def next_hop(cluster: Cluster) -> tuple[str, int]:

@@ -1,7 +1,8 @@
-"""TLS inside a byte stream of any kind: end to end, whoever holds the connections on the way.
+"""TLS inside a byte stream of any kind: to whoever is at its other end, or through somebody else's connection.
 
 OpenSSL is given memory in the place of a socket (ssl.MemoryBIO), so that the stream below may be a socket, a TLS
-connection of somebody else or a WebSocket. It knows nothing of what the bytes mean.
+connection of somebody else or a WebSocket; on a socket it is faster than Python's own SSLSocket, which reads twice and
+writes once for each record of 16 KiB (docs/decisions.md). It knows nothing of what the bytes mean.
 
 How it works. Receiving: what the stream below has goes into OpenSSL, which gives as many records as the caller's buffer
 holds. Sending: a piece of the caller's bytes is encrypted, and counts as sent when the stream below has taken all of
@@ -33,11 +34,17 @@ class ImpostorError(ManagerError):
 class InnerTlsStream(Stream):
     """TLS over a stream, which it owns from now on; `early` came before. Its `handshake` is the first thing to be done.
 
-    `certificate` is the manager's own (DER) at the manager's end, None at the client's.
+    `certificate` is the manager's own (DER) at the manager's end, None at the client's, where `server_name` is whom the
+    certificate must be for.
     """
 
     def __init__(
-        self, below: Stream, context: ssl.SSLContext, early: bytes = b"", certificate: bytes | None = None
+        self,
+        below: Stream,
+        context: ssl.SSLContext,
+        early: bytes = b"",
+        certificate: bytes | None = None,
+        server_name: str | None = None,
     ) -> None:
         super().__init__(below.socket)
         self.recv_into = self._receive
@@ -45,7 +52,8 @@ class InnerTlsStream(Stream):
         self._below, self._certificate = below, certificate
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._incoming.write(early)
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=certificate is not None)
+        manager = certificate is not None
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, manager, server_name)
         self._raw = memoryview(mmap.mmap(-1, _RECEIVED))  # memory that is not used yet costs none
         self._dry = False  # nothing is here that was not received
         self._encrypted = memoryview(b"")  # what the stream below has not taken yet

@@ -1,4 +1,4 @@
-"""A non-blocking byte stream over a socket, plain or TLS, with one way to say "not now".
+"""A non-blocking byte stream over a socket, with one way to say "not now", which streams inside it have too.
 
 It knows nothing of what the bytes mean. `recv_into` and `send` raise one of WOULD_BLOCK when the stream has nothing or
 takes nothing; `readable()` and `writable()` wait for that to change. Once a stream is given to a `Link`, the link alone
@@ -7,7 +7,6 @@ reads and writes it.
 
 import asyncio
 import contextlib
-import hashlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -76,50 +75,6 @@ class Stream:
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
-
-
-class TlsStream(Stream):
-    """A TLS connection whose handshake is done; `certificate` is the manager's, None where another holds the TLS."""
-
-    def __init__(self, connected: ssl.SSLSocket, certificate: bytes | None) -> None:
-        super().__init__(connected)
-        self._tls = connected
-        self._recv_record = connected.recv_into
-        self.recv_into = self._recv_records
-        if certificate is not None:
-            self.certificate_hash = hashlib.sha256(certificate).digest()
-
-    def pending(self) -> int:
-        return self._tls.pending()
-
-    def _recv_records(self, buffer: memoryview | bytearray) -> int:
-        """As many records as are here: a TLS record is at most 16 KiB, a batch of packets is much more."""
-        view = memoryview(buffer)
-        have = 0
-        while have < len(view):
-            try:
-                count = self._recv_record(view[have:])
-            except OSError:  # nothing more now, or the connection broke: what is here already counts first
-                if have:
-                    break
-                raise
-            if not count:
-                break
-            have += count
-        return have
-
-
-async def tls_handshake(connected: ssl.SSLSocket) -> None:
-    """Run the handshake of a non-blocking TLS socket; ssl.SSLError or OSError when it fails."""
-    waiter = Stream(connected)
-    while True:
-        try:
-            connected.do_handshake()
-            return
-        except ssl.SSLWantReadError:
-            await waiter.readable()
-        except ssl.SSLWantWriteError:
-            await waiter.writable()
 
 
 def _settle(ready: asyncio.Future[None]) -> None:

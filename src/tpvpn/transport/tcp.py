@@ -5,7 +5,6 @@ kept out of the tunnel.
 """
 
 import asyncio
-import hashlib
 import hmac
 import ipaddress
 import os
@@ -17,7 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tpvpn.errors import ManagerError, UsageError
-from tpvpn.transport.stream import Stream, TlsStream, tls_handshake
+from tpvpn.transport.inner_tls import InnerTlsStream
+from tpvpn.transport.stream import Stream
 from tpvpn.transport.upgrade import upgrade
 
 CONNECT_TIMEOUT = 10.0
@@ -151,7 +151,7 @@ async def _dial(endpoint: Endpoint, address: str) -> tuple[Stream, bytes]:
     stream = Stream(connected)
     try:
         if endpoint.tls:
-            stream = await _secure(endpoint, connected)
+            stream = await _secure(endpoint, stream)
         return stream, await upgrade(stream, endpoint.authority)
     except BaseException:
         stream.close()
@@ -175,31 +175,24 @@ async def connect(address: str, port: int) -> socket.socket:
     return connecting
 
 
-async def _secure(endpoint: Endpoint, connected: socket.socket) -> TlsStream:
+async def _secure(endpoint: Endpoint, stream: Stream) -> Stream:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if endpoint.pin:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    secured = context.wrap_socket(connected, server_hostname=endpoint.host, do_handshake_on_connect=False)
+    secured = InnerTlsStream(stream, context, server_name=endpoint.host)
     try:
-        await tls_handshake(secured)
-        certificate = secured.getpeercert(binary_form=True) or b""
-        seen = hashlib.sha256(certificate).digest()
-        if endpoint.pin and not hmac.compare_digest(seen, endpoint.pin):
-            raise ManagerError(
-                f"the certificate of {endpoint.authority} is not the pinned one: it has sha256:{seen.hex()}"
-            )
-        return TlsStream(secured, certificate)
+        await secured.handshake()
     except ssl.SSLCertVerificationError as error:
-        secured.close()
         raise ManagerError(
             f"the certificate of {endpoint.authority} is not trusted ({error.verify_message}): give --tls-pin sha256:… "
             "with the digest that its administrator tells you"
         ) from error
-    except BaseException:
-        secured.close()
-        raise
+    seen = secured.certificate_hash
+    if endpoint.pin and not hmac.compare_digest(seen, endpoint.pin):
+        raise ManagerError(f"the certificate of {endpoint.authority} is not the pinned one: it has sha256:{seen.hex()}")
+    return secured
 
 
 def tune(connected: socket.socket) -> None:

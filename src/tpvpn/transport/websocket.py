@@ -1,9 +1,9 @@
 """A byte stream inside a WebSocket (RFC 6455), on the data channel of `v4.channel.k8s.io`: the client's half.
 
 What it carries is a sequence of binary messages whose first byte names the channel: 0 is data, 1 an error's words.
-Nothing is copied on the way out: a frame's header goes before the caller's own bytes. The mask, which must be there, is
-all zeros (section 5.3 wants it unpredictable for the sake of caches that would take frames for HTTP; inside TLS there
-are none), so that nothing has to be masked.
+A frame goes out as one piece, header and all: a TLS record and a packet of its own for each header cost more than the
+copy. The mask, which must be there, is all zeros (section 5.3 wants it unpredictable for the sake of caches that would
+take frames for HTTP; inside TLS there are none), so that nothing has to be masked.
 """
 
 import errno
@@ -19,6 +19,9 @@ _FIN, _MASKED = 0x80, 0x80
 _BUFFER = 1 << 18
 _LARGEST = 1 << 16
 """Bytes of a frame that we send: whoever passes it on reads it whole."""
+_MOST_CONTROL = 125  # section 5.5
+_MOST_BEFORE = 256
+"""Bytes of a pong and of a frame's header."""
 _PORT_LENGTH = 2  # each channel begins with the port, little-endian
 _MOST_WORDS = 4096
 
@@ -39,8 +42,10 @@ class WebSocketStream(Stream):
         self._skip = {DATA: _PORT_LENGTH, ERROR: _PORT_LENGTH}
         self._words = bytearray()
         self._control = bytearray()
-        self._header = b""
-        self._sending = 0  # bytes of the frame that is being sent
+        self._pong = b""  # goes out before the next frame
+        self._frame = memoryview(bytearray(_LARGEST + _MOST_BEFORE))
+        self._unsent = self._frame[:0]  # what the stream below has not taken yet
+        self._owed = 0  # of the caller's bytes: what that stands for
         self._closed = False
 
     def pending(self) -> int:
@@ -91,6 +96,8 @@ class WebSocketStream(Stream):
         opcode = first & 0x0F
         if opcode in (_TEXT, _BINARY):
             self._channel = -1
+        if opcode >= _CLOSE and length > _MOST_CONTROL:
+            raise ConnectionResetError(errno.ECONNRESET, "the API server sent what is no WebSocket frame")
         self._opcode, self._left = opcode, length
         if not length:
             self._end_frame()
@@ -129,8 +136,8 @@ class WebSocketStream(Stream):
     def _end_frame(self) -> None:
         if self._opcode == _CLOSE:
             self._closed = True
-        elif self._opcode == _PING and not self._sending and not self._header:
-            self._header = bytes((_FIN | _PONG, _MASKED | len(self._control))) + bytes(4) + bytes(self._control)
+        elif self._opcode == _PING:
+            self._pong = bytes((_FIN | _PONG, _MASKED | len(self._control))) + bytes(4) + bytes(self._control)
         elif self._words:
             words = printable(self._words.decode(errors="replace"), 300)
             raise ConnectionResetError(errno.ECONNRESET, f"the API server forwards no more: {words}")
@@ -139,19 +146,20 @@ class WebSocketStream(Stream):
     # -- sending -------------------------------------------------------------------------------------------------------
 
     def _send(self, data: memoryview | bytes) -> int:
-        """Send some of the data; how much. One of WOULD_BLOCK, OSError."""
-        view = memoryview(data)
-        if not self._sending:
-            self._sending = min(len(view), _LARGEST)
-            self._header += _frame_header(self._sending + 1) + bytes((DATA,))
-        while self._header:
-            sent = self._under.send(self._header)
-            self._header = self._header[sent:]
-        try:
-            sent = self._under.send(view[: self._sending])
-        except ssl.SSLWantReadError as error:  # a TLS renegotiation; to a link it is no different
-            raise BlockingIOError from error
-        self._sending -= sent
+        """Send some of the data; how much. One of WOULD_BLOCK, after which the same data must come; or OSError."""
+        if not self._owed:
+            self._owed = min(len(data), _LARGEST)
+            header = self._pong + _frame_header(self._owed + 1) + bytes((DATA,))
+            end = len(header) + self._owed
+            self._frame[: len(header)] = header
+            self._frame[len(header) : end] = memoryview(data)[: self._owed]
+            self._unsent, self._pong = self._frame[:end], b""
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[self._under.send(self._unsent) :]
+            except ssl.SSLWantReadError as error:  # a TLS renegotiation; to a link it is no different
+                raise BlockingIOError from error
+        sent, self._owed = self._owed, 0
         return sent
 
 
