@@ -65,6 +65,8 @@ class Tunnel:
     ) -> None:
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
+        self._beats = self._beats_answered = 0
+        self._heard: int = 0
         self._ended: TpvpnError | None = None
         self._changing = asyncio.Lock()
         self._changes = 0
@@ -73,8 +75,6 @@ class Tunnel:
         own = OwnAddress("destination", terms.ipv4, terms.ipv6)
         self._pump = Pump(tun, self._link, own, self._on_frame, offload=bool(terms.offloads))
         self._pump.start()
-        self._beats = self._beats_answered = 0
-        self._heard = 0
         self._proved = self._loop.time()
         self._due = self._proved + HEARTBEAT
         self._beating = self._loop.call_at(self._due, self._beat)
