@@ -6,7 +6,7 @@ import weakref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpvpn.proto.flow import Bucket, FlowTable, Pool, Refusal, Timed, Timers
+from tpvpn.proto.flow import Bucket, FlowTable, Pool, Refusal, Shares, Timed, Timers
 
 
 def table(pool: Pool, *, rate: float = 1e6, burst: float = 1e6, half_open: int = 1000) -> FlowTable[int, object]:
@@ -152,3 +152,29 @@ def test_times_that_were_replaced_do_not_pile_up() -> None:
             before = sys.getsizeof(timers._heap)  # pyright: ignore[reportPrivateUsage]
     assert sys.getsizeof(timers._heap) <= 2 * before  # pyright: ignore[reportPrivateUsage]
     assert len(list(timers.due(1e6))) == 10
+
+
+# -- buffers -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_moves_much_alone_has_the_most_and_several_share_it() -> None:
+    shares: Shares[str] = Shares(1000, 4000)
+    assert shares.of("bulk", 1000, 0.0) == 4000
+    assert shares.of("other", 1000, 0.1) == 2000
+    assert shares.of("bulk", 1000, 0.1) == 2000
+    assert [shares.of(name, 1000, 0.2) for name in "abcdefgh"][-1] == 1000  # never less
+    assert shares.of("ssh", 10, 0.2) == 1000
+
+
+def test_who_stops_gives_the_others_its_share_back() -> None:
+    shares: Shares[str] = Shares(1000, 4000)
+    shares.of("bulk", 1000, 0.0)
+    shares.of("other", 1000, 0.0)
+    assert shares.of("bulk", 1000, 0.4) == 2000
+    assert shares.of("bulk", 1000, 0.6) == 4000  # the other is quiet
+    shares.of("other", 1000, 0.7)
+    shares.forget("other")
+    assert shares.of("bulk", 1000, 0.8) == 4000
+    shares.of("other", 1000, 0.8)
+    assert shares.of("other", 10, 0.9) == 1000  # it says so itself
+    assert shares.of("bulk", 1000, 0.9) == 4000

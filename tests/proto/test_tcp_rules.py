@@ -421,6 +421,19 @@ def test_rto_by_rfc_6298() -> None:
 # -- windows -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_smaller_buffer_takes_nothing_back_that_was_offered(peer: Peer) -> None:
+    peer.connection.resize(2 * MSS)
+    peer.say(payload=bytes(4 * MSS))  # the window that was offered before
+    assert peer.connection.readable == 4 * MSS
+    peer.connection.consume(4 * MSS)
+    (answer,) = peer.connection.segments_to_send(peer.now)
+    offered = answer.window << 5
+    assert offered >= WINDOW - 4 * MSS - (1 << 5)
+    assert peer.connection.writable == 2 * MSS
+    peer.connection.resize(1 << 20)
+    assert peer.connection.writable > 2 * MSS
+
+
 def test_no_more_is_sent_than_the_window_takes(peer: Peer) -> None:
     peer.say(window=3 * MSS)
     peer.connection.write(bytes(20_000))

@@ -26,10 +26,10 @@ from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.reach import SessionReach
 from tpvpn.manager.socket_flow import Flow, error_of, text_of
 from tpvpn.manager.socket_icmp import EchoFlow, for_socket
-from tpvpn.manager.socket_tcp import TcpFlow, write_reset
+from tpvpn.manager.socket_tcp import BUFFER, MOST_BUFFER, TcpFlow, write_reset
 from tpvpn.manager.socket_udp import UdpFlow, answered_key
 from tpvpn.manager.socket_watch import Watch
-from tpvpn.proto.flow import Bucket, FlowTable, Pool, Timers
+from tpvpn.proto.flow import Bucket, FlowTable, Pool, Shares, Timers
 from tpvpn.proto.reassembly import Reassembler
 from tpvpn.pump import MAX_PACKET, Counters, hand_on
 from tpvpn.wire import frame, icmp, ip, tcp, udp, vnet
@@ -71,6 +71,7 @@ class SocketCarrier:
         self.loop = asyncio.get_running_loop()
         self.outbox = Outbox(link, offload=offload)
         self.pool, self.mtu, self.offload = pool, mtu, offload
+        self.shares: Shares[Flow] = Shares(BUFFER, MOST_BUFFER)
         self._link, self._on_frame, self._addresses, self._reach = link, on_frame, addresses, reach
         self.table: FlowTable[bytes, Flow] = FlowTable(pool, now, rate=FLOW_RATE, burst=FLOW_BURST, half_open=HALF_OPEN)
         self._timers: Timers[Flow] = Timers()
@@ -129,6 +130,7 @@ class SocketCarrier:
     def forget(self, flow: Flow) -> None:
         """It has ended: nothing keeps it, nor what is in its buffers, however long the link is congested."""
         self._timers.forget(flow)
+        self.shares.forget(flow)
         for waiting in (self._touched, self._first, self._turns):
             waiting.pop(flow, None)
         self.table.remove(flow.key, flow)

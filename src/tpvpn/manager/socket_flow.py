@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tpvpn.manager.outbox import Outbox
-from tpvpn.proto.flow import Pool, Timed
+from tpvpn.proto.flow import Pool, Shares, Timed
 from tpvpn.wire import ip
 from tpvpn.wire.icmp import Error
 
@@ -62,6 +62,7 @@ class Owner(Protocol):
     clock: Callable[[], float]
     outbox: Outbox
     pool: Pool
+    shares: "Shares[Flow]"
     mtu: int
     offload: bool
     dropped: Counter[str]

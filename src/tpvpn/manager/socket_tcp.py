@@ -27,11 +27,12 @@ from tpvpn.manager import local_ports
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.socket_errors import read_errors, tell_errors
 from tpvpn.manager.socket_flow import Flow, Owner, error_of, family_of, leave_as, only_family, text_of
+from tpvpn.proto.flow import PERIOD
 from tpvpn.proto.tcp import ESTABLISHED, KEEPALIVE, PEER_CLOSED, RESET, Connection, Limits, reset_for
 from tpvpn.wire import frame, icmp, ip, tcp
 
-BUFFER = 1 << 20
-"""Bytes that a flow may hold in each direction."""
+BUFFER, MOST_BUFFER = 1 << 20, 4 << 20
+"""Bytes that a flow may hold in each direction, and one that moves much alone."""
 _AT_ONCE = 4
 """Reads in a row from a socket that has more, and segments in a turn: then others have theirs."""
 _MOST_PIECES = 512  # IOV_MAX is 1024
@@ -56,7 +57,9 @@ class TcpFlow(Flow):
         headers = ip.HEADER_LENGTH6 if packet.version == 6 else ip.HEADER_LENGTH4
         mss = owner.mtu - headers - tcp.HEADER_LENGTH
         largest = (tcp.LARGEST_PACKET - headers - tcp.HEADER_LENGTH - tcp.TIMESTAMP_LENGTH) if owner.offload else 0
-        self._connection = Connection(Limits(mss, largest, BUFFER, BUFFER))
+        self._connection = Connection(Limits(mss, largest, MOST_BUFFER, MOST_BUFFER))
+        self._connection.resize(BUFFER)
+        self._moved, self._looked_at = 0, 0.0
         self._read_size = largest or 16 * mss
         self._held = 0
         self._heard_at, self._keepalive = 0.0, 0
@@ -123,6 +126,9 @@ class TcpFlow(Flow):
         if self._told_finished and self._cluster_finished:
             self._close_socket()  # what is left is between the laptop and us
         connection.keep()
+        if now > self._looked_at + PERIOD:
+            connection.resize(self._owner.shares.of(self, self._moved, now))
+            self._moved, self._looked_at = 0, now
         if self._paused and connection.writable >= min(self._read_size, BUFFER // 4):
             self._read()
         self._count()
@@ -205,15 +211,14 @@ class TcpFlow(Flow):
 
     def _on_readable(self) -> None:
         connection, owner = self._connection, self._owner
-        if owner.congested and connection.writable < BUFFER:  # one that has nothing on its way may say something
+        if owner.congested and connection.unacknowledged:  # one that has nothing on its way may say something
             self._stop_reading()
             self._reads_in_turn = True
             owner.wants_turn(self)
             return
         for _ in range(_AT_ONCE):
-            writable = connection.writable
-            room = min(writable, self._read_size)
-            if not room or (owner.pool.is_full and writable < BUFFER):  # acknowledgments will make room
+            room = min(connection.writable, self._read_size)
+            if not room or (owner.pool.is_full and connection.unacknowledged):  # acknowledgments will make room
                 self._stop_reading()
                 self._paused = True
                 break
@@ -230,6 +235,7 @@ class TcpFlow(Flow):
                 connection.shutdown_write()
                 break
             connection.write(data)
+            self._moved += len(data)
             if len(data) < room:
                 break
         self._count()
@@ -240,7 +246,9 @@ class TcpFlow(Flow):
         connection = self._connection
         try:
             while connection.readable:
-                connection.consume(self._socket.sendmsg(connection.peek()[:_MOST_PIECES]))
+                sent = self._socket.sendmsg(connection.peek()[:_MOST_PIECES])
+                connection.consume(sent)
+                self._moved += sent
         except BlockingIOError:
             if not self._writing:
                 self._writing = True

@@ -1,9 +1,10 @@
 """Flows of a session at the socket exit: how many there may be, how fast new ones come, and when each has its turn.
 
 Pure: `now` (seconds, never going back) is an argument. It knows nothing of packets or sockets; a flow is whatever the
-owner keeps under a key. Three values:
+owner keeps under a key. Four values:
 - `Pool`, one for all sessions: flows and bytes. A session may have four times as many flows as are free (Choudhury and
   Hahne's dynamic threshold): one alone has four fifths of all, two have four ninths each, and a newcomer finds room.
+- `Shares`, one a session: how large the buffers of its flows are.
 - `FlowTable`, one a session: its flows by key, with a bucket for the rate of new ones and a limit on those half open.
 - `Timers`: the times at which flows want to be called. A time that moves on, as an idle timeout does with each packet,
   is one attribute set: the heap is looked at only when the earlier time has come.
@@ -16,6 +17,9 @@ from typing import Generic, TypeVar
 
 _SHARE = 4
 _FEW = 64
+PERIOD = 0.1
+"""Seconds between two looks at what a flow has moved."""
+_QUIET = 5 * PERIOD
 
 Key = TypeVar("Key")
 Flow = TypeVar("Flow")
@@ -72,6 +76,33 @@ class Pool:
     def give_back(self) -> None:
         """A flow has ended."""
         self._free += 1
+
+
+class Shares(Generic[Flow]):
+    """The buffers of flows that move much: one alone has `most` bytes, several share that, none has less than `least`.
+
+    A buffer is the data of one round trip, and the queue in front of everybody else's packets.
+    """
+
+    __slots__ = ("_least", "_most", "_moved")
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self._moved: dict[Flow, float] = {}
+
+    def of(self, flow: Flow, moved: int, now: float) -> int:
+        """A flow's buffer, when it has moved so many bytes in the last PERIOD."""
+        if moved < self._least // 8:
+            self._moved.pop(flow, None)
+            return self._least
+        self._moved[flow] = now
+        for other in [one for one, when in self._moved.items() if now - when > _QUIET]:
+            del self._moved[other]
+        return max(self._most // len(self._moved), self._least)
+
+    def forget(self, flow: Flow) -> None:
+        """It has ended."""
+        self._moved.pop(flow, None)
 
 
 class FlowTable(Generic[Key, Flow]):

@@ -40,27 +40,15 @@ class Connection:
     """One end of a connection (see the package for how it is used)."""
 
     __slots__ = (
-        "_challenges",
-        "_events",
-        "_full",
-        "_immediate",
-        "_limits",
-        "_opened_at",
-        "_options",
-        "_receiver",
-        "_requested",
-        "_sender",
-        "_syn_due",
-        "_time_wait_at",
-        "dropped",
-        "state",
+        *("_challenges", "_events", "_full", "_immediate", "_limits", "_opened_at", "_options", "_receiver"),
+        *("_requested", "_room", "_sender", "_syn_due", "_time_wait_at", "dropped", "state"),
     )
 
     def __init__(self, limits: Limits) -> None:
         self.state = State.LISTEN
         self.dropped = 0
         """Segments that did not belong, or came too often."""
-        self._limits = limits
+        self._limits, self._room = limits, limits.send_buffer
         self._events, self._opened_at = 0, 0.0
         self._immediate: list[Segment] = []
         self._requested = self._syn_due = self._full = False
@@ -112,7 +100,7 @@ class Connection:
         options, limits = self._options, self._limits
         options.take_syn(segment, now)
         self._sender.mss, self._sender.largest = options.send_mss, limits.largest or options.send_mss
-        self._receiver = Receiver(segment.seq, limits.mss, limits.receive_buffer, options.scale)
+        self._receiver = Receiver(segment.seq, limits.mss, self._receiver.capacity, options.scale)
 
     def _receive_in_listen(self, segment: Segment, now: float) -> None:
         if not self._requested and segment.flags & (SYN | ACK | RST | FIN) == SYN:
@@ -237,7 +225,7 @@ class Connection:
         if segment.sack_blocks and self._options.sack:
             sender.receive_sack(segment.sack_blocks)
         if advanced:
-            if self._full and len(sender.buffer) <= self._limits.send_buffer // 2:
+            if self._full and len(sender.buffer) <= self._room // 2:
                 self._full = False
                 self._events |= WRITABLE
             if sender.fin_acknowledged:
@@ -299,7 +287,17 @@ class Connection:
         """Bytes that `write` takes; 0 until there is room for a worthwhile piece, then WRITABLE is an event."""
         if self._full or self._sender.is_finishing or self.state not in MAY_WRITE:
             return 0
-        return self._limits.send_buffer - len(self._sender.buffer)
+        return max(self._room - len(self._sender.buffer), 0)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes that were written and are not the peer's yet."""
+        return len(self._sender.buffer)
+
+    def resize(self, size: int) -> None:
+        """Have buffers of this size from now on, at most that of the limits; a window that was offered stays so."""
+        self._room = min(size, self._limits.send_buffer)
+        self._receiver.resize(min(size, self._limits.receive_buffer))
 
     def write(self, data: ip.Bytes) -> None:
         """Send these bytes; `bytes` are kept without a copy. ValueError when they are more than `writable`."""
@@ -308,8 +306,8 @@ class Connection:
         if data:
             buffer = self._sender.buffer
             buffer.append(data if isinstance(data, bytes) else bytes(data))
-            least = min(self._sender.largest, self._limits.send_buffer // 4)
-            self._full = self._limits.send_buffer - len(buffer) < least
+            least = min(self._sender.largest, self._room // 4)
+            self._full = self._room - len(buffer) < least
 
     def shutdown_write(self) -> None:
         """Send FIN behind what was written; the other direction goes on."""

@@ -67,6 +67,10 @@ class Receiver:
         self._interactive = False
         self._received_at = -1.0
 
+    def resize(self, capacity: int) -> None:
+        """Another capacity; the edge that was offered is not taken back (RFC 9293 section 3.8.6)."""
+        self.capacity = min(capacity, 0xFFFF << self._scale)
+
     # -- what comes ----------------------------------------------------------------------------------------------------
 
     @property
