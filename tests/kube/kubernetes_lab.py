@@ -1,4 +1,8 @@
-"""The test cluster as its tests use it: the laptop beside it, kubectl, users with few rights."""
+"""The test cluster as its tests use it: the laptop beside it, kubectl, users with few rights.
+
+It is the one of tests/cluster, with network namespaces as laptops; or kind's (scripts/kind), with this machine as the
+one laptop.
+"""
 
 import contextlib
 import json
@@ -11,12 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 LAPTOP = "tvkube-laptop"
 CACHE = Path(
     os.environ.get("TPVPN_CLUSTER_DIR")
     or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpvpn-cluster"
 )
-ADMIN = CACHE / "state" / "pki" / "admin.kubeconfig"
+KIND = os.environ.get("TPVPN_KIND")
+"""The name of kind's cluster, where it is that one."""
+ADMIN = Path(os.environ["TPVPN_KIND_KUBECONFIG"]) if KIND else CACHE / "state" / "pki" / "admin.kubeconfig"
+KUBECTL = "kubectl" if KIND else str(CACHE / "bin" / "kubectl")
 IMAGE = "tpvpn.test/python:1"
 TPVPN = (sys.executable, "-m", "tpvpn")
 
@@ -27,7 +36,7 @@ class Kubernetes:
     def run(self, *argv: str, where: str = LAPTOP, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on a laptop to its end."""
         environment = {**os.environ, "KUBECONFIG": str(ADMIN)} | options.pop("env", {})
-        command = ["nsenter", f"--net=/run/netns/{where}", *argv]
+        command = [*inside(where), *argv]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, **options)
 
     def laptop(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -37,6 +46,8 @@ class Kubernetes:
     @contextlib.contextmanager
     def laptop2(self) -> Iterator[str]:
         """A second laptop on the LAN: its network namespace."""
+        if KIND:
+            pytest.skip("this machine is the one laptop of kind's cluster")
         name = "tvkube-laptop2"
         _ip(f"netns add {name}")
         try:
@@ -52,15 +63,16 @@ class Kubernetes:
     @contextlib.contextmanager
     def private_route(self, cidr: str) -> Iterator[None]:
         """A route on the laptop as a VPN has it, to nobody."""
-        _ip(f"-n {LAPTOP} link add vpn0 type veth peer name vpn1")
+        of_laptop = "" if KIND else f"-n {LAPTOP}"
+        _ip(f"{of_laptop} link add vpn0 type veth peer name vpn1")
         try:
-            _ip(f"-n {LAPTOP} address add 192.0.2.1/30 dev vpn0")
+            _ip(f"{of_laptop} address add 192.0.2.1/30 dev vpn0")
             for device in ("vpn0", "vpn1"):
-                _ip(f"-n {LAPTOP} link set {device} up")
-            _ip(f"-n {LAPTOP} route add {cidr} dev vpn0")
+                _ip(f"{of_laptop} link set {device} up")
+            _ip(f"{of_laptop} route add {cidr} dev vpn0")
             yield
         finally:
-            _ip(f"-n {LAPTOP} link delete vpn0")
+            _ip(f"{of_laptop} link delete vpn0")
 
     @property
     def coredns(self) -> str:
@@ -81,13 +93,16 @@ class Kubernetes:
 
     def restart_api_server(self) -> None:
         """End it, and start it again."""
+        if KIND:  # its kubelet does
+            subprocess.run(["docker", "exec", f"{KIND}-control-plane", "pkill", "kube-apiserver"], check=True)
+            return
         pid = int((CACHE / "state" / "run" / "apiserver.pid").read_text())
         os.kill(pid, signal.SIGKILL)
         subprocess.run([Path(__file__).parents[1] / "cluster" / "up"], check=True, timeout=120)
 
     def kubectl(self, *words: str, input: str | None = None) -> str:
         """What kubectl printed; it must succeed."""
-        done = self.laptop(str(CACHE / "bin" / "kubectl"), *words, input=input)
+        done = self.laptop(KUBECTL, *words, input=input)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -115,8 +130,7 @@ class Kubernetes:
         """A session that is ready."""
         ready, announce = os.pipe()
         command = [
-            "nsenter",
-            f"--net=/run/netns/{where}",
+            *inside(where),
             *TPVPN,
             "connect",
             "--image",
@@ -142,3 +156,8 @@ class Kubernetes:
 
 def _ip(words: str) -> None:
     subprocess.run(["ip", *words.split()], check=True)
+
+
+def inside(where: str) -> list[str]:
+    """What runs a command on a laptop."""
+    return [] if KIND and where == LAPTOP else ["nsenter", f"--net=/run/netns/{where}"]
