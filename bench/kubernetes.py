@@ -29,11 +29,6 @@ from tpvpn.lab.processes import Processes
 
 PREFIX = "tpvpn-bench-"
 ADDRESS = "10.131.0.101/24"  # beside the cluster's own laptop
-USER = "bench-forwarder"
-MAY: dict[str, tuple[str, str]] = {
-    "manager": ("create,get,list,delete,patch", "pods,secrets,configmaps,events,services,jobs.batch"),
-    "forward": ("get,create", "pods/portforward"),
-}
 
 
 class Site:
@@ -101,11 +96,6 @@ class Site:
         files = [f"--from-file={Path(str(module.__file__))}" for module in (pod, servers)]
         for namespace in (self.name, self.empty):
             self.kubectl("create", "namespace", namespace)
-            for role, (verbs, resources) in MAY.items():
-                rights = [f"--verb={verbs}", f"--resource={resources}"]
-                self.kubectl("create", "role", role, "--namespace", namespace, *rights)
-                whose = [f"--role={role}", f"--user={USER}"]
-                self.kubectl("create", "rolebinding", role, "--namespace", namespace, *whose)
         self.kubectl("create", "configmap", "programs", "--namespace", self.name, *files)
 
     def run(
@@ -204,10 +194,9 @@ class Direct(Way):
 
 
 class Upgrade(Direct):
-    """tpvpn as a user with all rights starts it, with a manager of the user's own on another node than the pod."""
+    """tpvpn by one transport, with a manager of the user's own on another node than the pod."""
 
     name = "upgrade"
-    user: tuple[str, ...] = ()
     number = 10  # the first of its sessions'
 
     def __init__(self, site: Site) -> None:
@@ -228,7 +217,7 @@ class Upgrade(Direct):
         self, name: str, namespace: str, number: int, pods: str | None = None
     ) -> tuple[subprocess.Popen[Any], float]:
         """A session that routes `pods` and a service subnet of those for examples (RFC 5737), by its number."""
-        where = ["--namespace", namespace, *self.user, "--image", IMAGE, "--name", name]
+        where = ["--namespace", namespace, "--ephemeral", "--transport", self.name, "--image", IMAGE, "--name", name]
         subnets = ["--service-cidr", f"192.0.2.{number}/32", "--pod-cidr", pods or f"198.51.100.{number}/32"]
         return ready(self.lab, f"connect-{name}", [*where, *subnets])
 
@@ -274,10 +263,9 @@ class Upgrade(Direct):
 
 
 class PortForward(Upgrade):
-    """The same as a user who may only forward ports."""
+    """The same by the other transport."""
 
     name = "portforward"
-    user = ("--as", USER)
     number = 20
 
 
