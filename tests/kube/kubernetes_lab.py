@@ -44,16 +44,16 @@ class Kubernetes:
         return self.run(*argv, **options)
 
     @contextlib.contextmanager
-    def laptop2(self) -> Iterator[str]:
-        """A second laptop on the LAN: its network namespace."""
+    def laptop2(self, number: int = 2) -> Iterator[str]:
+        """A second laptop on the LAN, or a later one: its network namespace."""
         if KIND:
             pytest.skip("this machine is the one laptop of kind's cluster")
-        name = "tvkube-laptop2"
+        name = f"tvkube-laptop{number}"
         _ip(f"netns add {name}")
         try:
-            _ip(f"link add eth0 netns {name} type veth peer name laptop2 netns tvkube-lan")
-            _ip("-n tvkube-lan link set laptop2 master br0 up")
-            _ip(f"-n {name} address add 10.131.0.101/24 dev eth0")
+            _ip(f"link add eth0 netns {name} type veth peer name laptop{number} netns tvkube-lan")
+            _ip(f"-n tvkube-lan link set laptop{number} master br0 up")
+            _ip(f"-n {name} address add 10.131.0.{99 + number}/24 dev eth0")
             _ip(f"-n {name} link set eth0 up")
             _ip(f"-n {name} link set lo up")
             yield name

@@ -9,7 +9,9 @@ have been read.
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import re
 import ssl
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
@@ -29,6 +31,10 @@ PAGE = 500
 _WATCHED = 240
 """Seconds of one watch, after which the next one begins."""
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_MALFORMED = (ValueError, TypeError, AttributeError, KeyError, AssertionError)
+"""What the loader raises for words that are not where, or what, they should be; beside its own ConfigException."""
+_LONGEST = 300
+"""Characters of what somebody else says of an error."""
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -77,8 +83,8 @@ class Cluster:
         with _short_lived_files():
             await self._log_in()
             try:
-                self._client = ApiClient(self._configuration)
                 self.endpoint = _endpoint(self._configuration)
+                self._client = ApiClient(self._configuration)
             except (OSError, ValueError) as error:  # SSLError is an OSError
                 raise ClusterError(f"the kubeconfig's certificates cannot be used: {error}") from error
         self.server = str(self._configuration.host)
@@ -108,15 +114,15 @@ class Cluster:
             return
         try:
             await self._loader.load_and_set(self._configuration)  # pyright: ignore[reportUnknownMemberType]
-        except FileNotFoundError as error:  # missing files of other kinds are a ConfigException
-            plugin: Any = self._loader._user  # pyright: ignore[reportPrivateUsage]
-            raise ClusterError(
-                f"context {self.context} of the kubeconfig runs {plugin['exec']['command']}, which is not there: "
-                f"PATH is {os.environ.get('PATH')}"
-            ) from error
-        except (ConfigException, OSError, ValueError, KeyError, AssertionError) as error:
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise ClusterError(f"context {self.context} of the kubeconfig cannot be used: {words}") from error
+        except (ConfigException, OSError, *_MALFORMED) as error:
+            user: Any = self._loader._user  # pyright: ignore[reportPrivateUsage]
+            if not user or "exec" not in user:
+                reason = f"cannot be used: {_plain(error)}"
+            elif isinstance(error, FileNotFoundError):
+                reason = f"runs {user['exec']['command']}, which is not there: PATH is {os.environ.get('PATH')}"
+            else:
+                reason = f"runs {user['exec']['command']}, which does not log in: {_plain(error)}"
+            raise ClusterError(f"context {self.context} of the kubeconfig {reason}") from error
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -152,7 +158,7 @@ class Cluster:
             raise refusal(status, data, self.server, _words(method, path))
         try:
             answer = json.loads(data)
-            if not isinstance(answer, dict):
+            if not isinstance(answer, dict) or "kind" not in answer:
                 raise ValueError
         except ValueError:
             raise refusal(status, b"", self.server, "") from None
@@ -253,6 +259,8 @@ async def opened(access: Access) -> AsyncGenerator[Cluster]:
     """The cluster that these flags name; ClusterError when there is none or it cannot be used."""
     from kubernetes_asyncio.client import Configuration
 
+    # It logs what it raises; with a handler of its own nothing of that goes to stderr.
+    logging.getLogger("kubernetes_asyncio").addHandler(logging.NullHandler())
     configuration = Configuration()
     configuration.connection_pool_maxsize = 16
     found = await asyncio.to_thread(_load, access)
@@ -276,28 +284,37 @@ def _load(access: Access) -> "tuple[KubeConfigLoader, str] | None":
 
     named = access.kubeconfig or os.environ.get("KUBECONFIG")
     paths = [path for path in (named or "~/.kube/config").split(os.pathsep) if path]
-    there = [path for path in paths if Path(path).expanduser().exists()]
+    there = [path for path in paths if _has_words(Path(path).expanduser())]
     if not there:
         if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
             return None
-        raise ClusterError(f"there is no kubeconfig {' or '.join(paths)}: give --kubeconfig or set KUBECONFIG")
+        raise ClusterError(f"there is no kubeconfig at {' or '.join(paths)}: give --kubeconfig or set KUBECONFIG")
+    context = access.context or ""
     try:
         merged = KubeConfigMerger(os.pathsep.join(there))
         # Of several files the first that names a context has it; the merger takes the last.
         current = [
             str(words["current-context"]) for words in merged.config_files.values() if words.get("current-context")
         ]
-        context = access.context or (current[0] if current else "")
+        context = context or (current[0] if current else "")
         if not context:
             raise ClusterError(f"{there[0]} has no current context: give --context")
         return KubeConfigLoader(merged.config, active_context=context, config_base_path=None), context
     except ConfigException as error:
-        names = ", ".join(sorted(_contexts(there)))
-        reason = f"no context {access.context}" if access.context and names else f"no usable context: {error}"
-        raise ClusterError(f"{' and '.join(there)} has {reason}; it has {names or 'none'}") from error
-    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
-        words = " ".join(str(error).split())
-        raise ClusterError(f"{' and '.join(there)} is no kubeconfig: {words or type(error).__name__}") from error
+        names = sorted(_contexts(there))
+        reason = f"no context {context}" if context not in names else f"no usable context {context}: {_plain(error)}"
+        raise ClusterError(f"{' and '.join(there)} has {reason}; it has {', '.join(names) or 'none'}") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise ClusterError(f"{' and '.join(there)} is no kubeconfig: {_plain(error)}") from error
+    except _MALFORMED as error:
+        raise ClusterError(
+            f"{' and '.join(there)} is no kubeconfig: clusters, contexts and users are not there as they should be"
+        ) from error
+
+
+def _has_words(file: Path) -> bool:
+    """Whether a kubeconfig is there; an empty file counts as none, as for kubectl, and a pipe as one."""
+    return file.exists() and not (file.is_file() and file.stat().st_size == 0)
 
 
 def _contexts(paths: list[str]) -> set[str]:
@@ -335,7 +352,13 @@ def _short_lived_files() -> Generator[None]:
 
 
 def _endpoint(configuration: "Configuration") -> Endpoint:
-    parts = urllib.parse.urlsplit(str(configuration.host))
+    server = str(configuration.host)
+    try:
+        parts = urllib.parse.urlsplit(server)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:
+        raise ClusterError(f"the kubeconfig's server {server!r} is no https:// URL: correct it") from None
     tls = None
     if parts.scheme == "https":
         tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
@@ -344,8 +367,7 @@ def _endpoint(configuration: "Configuration") -> Endpoint:
         if not configuration.verify_ssl:
             tls.check_hostname = False
             tls.verify_mode = ssl.CERT_NONE
-    host = parts.hostname or ""
-    port = parts.port or (443 if tls else 80)
+    host, port = parts.hostname, parts.port or (443 if tls else 80)
     return Endpoint(host, port, parts.path.rstrip("/"), tls, configuration.tls_server_name or host, configuration.proxy)
 
 
@@ -354,6 +376,11 @@ def _words(method: str, path: str) -> str:
 
 
 def _plain(error: object) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.strerror:
+        # asyncio puts words of its own into strerror; getaddrinfo's numbers, below zero, are not the kernel's.
+        number = error.errno or 0
+        words = os.strerror(number) if number > 0 else error.strerror
+        return f"{error.filename}: {words}" if error.filename else words
+    # The loader shows where something is missing with all that is beside it, keys and tokens too.
+    words = re.sub(r"\S*/\{'.*\}(/(\w+))?", r"\2", " ".join(str(error).split()))
+    return words[:_LONGEST] or type(error).__name__
