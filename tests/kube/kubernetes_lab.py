@@ -35,14 +35,14 @@ class Kubernetes:
         return self.run(*argv, **options)
 
     @contextlib.contextmanager
-    def laptop2(self) -> Iterator[str]:
+    def laptop2(self, port: str = "laptop2", address: str = "10.131.0.101") -> Iterator[str]:
         """A second laptop on the LAN: its network namespace."""
-        name = "tvkube-laptop2"
+        name = f"tvkube-{port}"
         _ip(f"netns add {name}")
         try:
-            _ip(f"link add eth0 netns {name} type veth peer name laptop2 netns tvkube-lan")
-            _ip("-n tvkube-lan link set laptop2 master br0 up")
-            _ip(f"-n {name} address add 10.131.0.101/24 dev eth0")
+            _ip(f"link add eth0 netns {name} type veth peer name {port} netns tvkube-lan")
+            _ip(f"-n tvkube-lan link set {port} master br0 up")
+            _ip(f"-n {name} address add {address}/24 dev eth0")
             _ip(f"-n {name} link set eth0 up")
             _ip(f"-n {name} link set lo up")
             yield name
