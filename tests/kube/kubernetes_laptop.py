@@ -17,7 +17,7 @@ PATIENCE = 60.0
 
 
 class KubernetesLaptop(Laptop):
-    """A laptop in network namespace `netns`, whose user is the cluster's admin; `manager`: the words of every connect."""
+    """A laptop in network namespace `netns`, whose user is the cluster's admin; `manager`: words of every connect."""
 
     program: Sequence[str] = TPVPN
 

@@ -12,15 +12,8 @@ if TYPE_CHECKING:
 
 _REPEATED = (
     *("--manager", "--token-file", "--tls-pin", "--kubeconfig", "--context", "--namespace", "--as", "--as-group"),
-    *(
-        "--manager-namespace",
-        "--ephemeral",
-        "--no-ephemeral",
-        "--transport",
-        "--image",
-        "--image-pull-secret",
-        "--name",
-    ),
+    *("--manager-namespace", "--ephemeral", "--no-ephemeral", "--transport", "--image", "--image-pull-secret"),
+    "--name",
 )
 
 
