@@ -13,7 +13,7 @@ from peers import eventually
 from pod import inside
 from tpvpn.kube import manifest
 from tpvpn.kube.api import Access, opened
-from tpvpn.kube.install import Installer, name_for
+from tpvpn.kube.install import Installer, Manager, name_for
 from tpvpn.kube.manifest import Ephemeral
 
 KINDS = ("jobs", "pods", "secrets", "configmaps")
@@ -100,6 +100,27 @@ def test_sessions_of_one_user_share_a_manager_and_the_last_removes_it(laptops: l
             assert made(first, "pods") == [pod]
             assert reaches(first)
     assert made(first, "jobs") == []
+
+
+def test_managers_that_are_started_within_moments_are_one(laptop: KubernetesLaptop) -> None:
+    """The second to come asks while the first one makes it: nobody removes what has only begun."""
+
+    async def start_two(delay: float) -> None:
+        async with opened(Access(kubeconfig=str(ADMIN))) as cluster:
+            wanted = Ephemeral(await name_for(cluster), laptop.manager[-1], IMAGE)
+            one, other = (Installer(cluster, wanted, print) for _ in range(2))
+
+            async def later() -> Manager:
+                await asyncio.sleep(delay)
+                return await other.manager()
+
+            first, second = await asyncio.gather(one.manager(), later())
+            assert first == second
+            await one.remove()
+
+    for delay in (0.0, 0.01, 0.02):
+        with inside(laptop.namespace):
+            asyncio.run(start_two(delay))
 
 
 def test_a_command_has_the_cluster_and_its_exit_code_is_ours(laptop: KubernetesLaptop) -> None:
