@@ -147,10 +147,13 @@ class ClusterTransport:
                     yield way, Target(admins.namespace, "pods", pod, admins.port)
 
     async def leave(self) -> None:
-        """Remove the user's own manager, unless another session uses it still."""
+        """Remove the user's own manager, unless another session uses it still. One that cannot be ends by itself."""
         own = self._managers.own
         if own and own.used and not await self._is_shared():
-            await own.remove()
+            try:
+                await own.remove()
+            except ClusterError as error:
+                self._say(f"warning: your manager could not be removed, and ends by itself: {error}")
 
     async def _is_shared(self) -> bool:
         if not self._used:

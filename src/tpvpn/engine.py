@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,15 +130,16 @@ class Engine:
         finally:
             await self._helper.close()
 
-    async def _reach_manager(self, addresses: list[str], had: tuple[str, ...] = ()) -> tuple[Stream, bytes]:
-        """A session with a manager, with the addresses that we had if it can. Errors: ManagerError, ClusterError."""
+    async def _reach_manager(self, addresses: list[str], had: Terms | None = None) -> tuple[Stream, bytes]:
+        """A session with a manager, in the place of the one that we had. Errors: ManagerError, ClusterError."""
         settings = self._settings
         if warning := settings.transport.warning(addresses):
             self._say(f"warning: {warning}")
         stream, early = await settings.transport.dial(addresses)
         try:
-            wanted = {f"ipv{6 if ':' in one else 4}": one for one in had}
-            offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL), **wanted)
+            offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
+            if had:
+                offer = replace(offer, ipv4=had.ipv4, ipv6=had.ipv6, session=had.session)
             self._terms, early = await shake_hands(stream, early, settings.transport.token, offer)
             settings.wishes.learn(self._terms.facts)
         except BaseException:
@@ -219,7 +220,7 @@ class Engine:
             try:
                 addresses = await transport.resolve()
                 await self._router.keep_out(_dialled(transport, addresses))
-                stream, early = await self._reach_manager(addresses, tuple(self._granted))
+                stream, early = await self._reach_manager(addresses, self._terms)
                 break
             except (ManagerError, ClusterError) as error:
                 if asyncio.get_running_loop().time() > deadline:

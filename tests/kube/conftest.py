@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "session")]
+pytest.register_assert_rewrite("laptop", "kubernetes_laptop")
 
 
 @pytest.fixture(scope="session")

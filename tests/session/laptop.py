@@ -66,9 +66,9 @@ class Session:
         """What it wrote to standard error so far."""
         return self._said.read_text()
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, seconds: float = PATIENCE) -> None:
         """Wait for the line that says so; it must come."""
-        readable, _, _ = select.select([self._ready_fd], [], [], PATIENCE)
+        readable, _, _ = select.select([self._ready_fd], [], [], seconds)
         assert readable, f"not ready:\n{self.said}"
         assert os.read(self._ready_fd, 100) == b"ready\n", f"ended:\n{self.said}"
 

@@ -1,11 +1,20 @@
 """The flags that name a cluster and the manager in it: kubectl's own where it has one."""
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from tpvpn.rundir import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from tpvpn.cluster import Options
     from tpvpn.kube.api import Access
+
+_REPEATED = (
+    *("--manager", "--token-file", "--tls-pin", "--kubeconfig", "--context", "--namespace", "--as", "--as-group"),
+    *("--manager-namespace", "--ephemeral", "--no-ephemeral", "--transport", "--image", "--image-pull-secret"),
+    "--name",
+)
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":  # pyright: ignore[reportPrivateUsage]
@@ -63,6 +72,22 @@ def access(arguments: argparse.Namespace) -> "Access":
         groups=tuple(arguments.as_group),
         timeout=arguments.request_timeout,
     )
+
+
+def given(arguments: argparse.Namespace) -> Iterator[str]:
+    """The words about session, cluster and manager, which a command to paste repeats."""
+    from tpvpn.kube.manifest import IMAGE
+
+    usual = {"transport": "auto", "image": IMAGE, "name": DEFAULT_NAME}
+    for flag in _REPEATED:
+        name = {"--as": "as_user"}.get(flag, flag.removeprefix("--").replace("-", "_"))
+        value: str | bool | list[str] | None = getattr(arguments, name, None)  # `plan` has some of them
+        if value is True:
+            yield flag
+        elif isinstance(value, list):
+            yield from (word for one in value for word in (flag, one))
+        elif value and value != usual.get(name):
+            yield from (flag, value)
 
 
 def manager_options(arguments: argparse.Namespace) -> "Options":

@@ -7,14 +7,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
-from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, manager_options
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, given, manager_options
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import ConflictError, UsageError
 
@@ -194,8 +193,7 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
 
     def make(*found: Any) -> "Request":
         request = routing(arguments, *found)
-        words = (*request.policy.given, *_given(arguments))
-        return replace(request, policy=replace(request.policy, given=words))
+        return replace(request, policy=replace(request.policy, given=(*request.policy.given, *given(arguments))))
 
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
@@ -222,13 +220,6 @@ def direct(arguments: argparse.Namespace) -> "Direct | None":
     if arguments.token_file or arguments.tls_pin:
         raise UsageError("--token-file and --tls-pin are for a manager that is named: give --manager URL")
     return None
-
-
-def _given(arguments: argparse.Namespace) -> Iterator[str]:
-    """The words about cluster and manager, which a command to paste repeats."""
-    for flag in ("manager", "token_file", "tls_pin", "kubeconfig", "context", "namespace", "manager_namespace"):
-        if value := getattr(arguments, flag):
-            yield from (f"--{flag.replace('_', '-')}", value)
 
 
 def _token(file: str | None) -> bytes:

@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
-from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, given
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import ConflictError
 
@@ -50,15 +51,17 @@ async def _request(arguments: argparse.Namespace) -> "Request":
     """Of the subnets that are given, else of the cluster's, with the user's own rights; warnings go to stderr."""
     if names_a_cluster(arguments):
         return routing(arguments)
-    from functools import partial
-
     from tpvpn.kube.api import opened
     from tpvpn.kube.installed import NAME, installed
     from tpvpn.wishes import FromCluster
 
+    def make(*found: Any) -> "Request":
+        request = routing(arguments, *found)
+        return replace(request, policy=replace(request.policy, given=(*request.policy.given, *given(arguments))))
+
     async with opened(access(arguments)) as cluster:
         admins = await installed(cluster, arguments.manager_namespace or NAME)
-        wishes = FromCluster(cluster, admins, partial(routing, arguments), _say)
+        wishes = FromCluster(cluster, admins, make, _say)
         await wishes.look()
     return wishes.request
 

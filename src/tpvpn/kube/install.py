@@ -6,6 +6,7 @@ the laptop has vanished, or a user with kubectl. What the user may not do is sai
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import secrets
 import time
@@ -58,13 +59,10 @@ class Installer:
         await self._check()
         try:
             return await self._make()
-        except ExistsError:  # another session of this user was quicker
-            self.used = False
-            found = await self.running()
-            if found:
+        except BaseException as error:
+            quicker = isinstance(error, ExistsError) and not self.used  # another session of this user was
+            if quicker and (found := await self.running()):
                 return found
-            raise
-        except BaseException:
             await self.remove()
             raise
 
@@ -72,7 +70,9 @@ class Installer:
         """Remove it, and with it all that it owns."""
         if self.used:
             self.used = False
-            await self._delete()
+            with contextlib.suppress(MissingError):
+                await self._delete()
+                await self._until_free()
 
     async def running(self) -> Manager | None:
         """The one that another session of this user started, when it is ready; None when there is none to be."""
@@ -96,13 +96,7 @@ class Installer:
 
     async def _is_beginning(self) -> bool:
         """Whether there is a Job that is to have a pod soon: young, or at work."""
-        job = await self._cluster.get(self._path("jobs", self._wanted.name))
-        conditions: list[Object] = job.get("status", {}).get("conditions") or []
-        ended = any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
-        if ended or job["metadata"].get("deletionTimestamp"):
-            return False
-        made = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
-        return (datetime.now(UTC) - made).total_seconds() < _BEGINNING
+        return _begins(await self._cluster.get(self._path("jobs", self._wanted.name)))
 
     async def _check(self) -> None:
         """Say what is not allowed before anything is created."""
@@ -125,11 +119,15 @@ class Installer:
 
     async def _make(self) -> Manager:
         wanted, cluster = self._wanted, self._cluster
-        await self._delete()  # one that has ended
+        await self._clear()
         token = secrets.token_hex(32).encode()
         made = manifest.job(wanted) if self._kind == "jobs" else manifest.pod(wanted)
         self.used = True
-        owner = await cluster.request("POST", self._path(self._kind), made)
+        try:
+            owner = await cluster.request("POST", self._path(self._kind), made)
+        except ExistsError:
+            self.used = False
+            raise
         owner |= {"apiVersion": made["apiVersion"], "kind": made["kind"]}
         await asyncio.gather(
             cluster.request("POST", self._path("secrets"), manifest.secret(wanted, token, owner)),
@@ -172,14 +170,23 @@ class Installer:
         said = [event["message"] for event in events["items"]]
         return f"cannot be started: {said[-1]}" if said else None
 
-    async def _delete(self) -> None:
-        try:
-            path = self._path(self._kind, self._wanted.name)
-            await self._cluster.request("DELETE", path, {"propagationPolicy": "Background", "gracePeriodSeconds": 0})
-        except MissingError:
-            return
+    async def _clear(self) -> None:
+        """Remove one that has ended, and no other: another session may be making one just now."""
+        with contextlib.suppress(MissingError, ForbiddenError):
+            found = await self._cluster.get(self._path(self._kind, self._wanted.name))
+            if _begins(found) if self._kind == "jobs" else not _hopeless(found):
+                return
+            await self._delete(uid=found["metadata"]["uid"])
+        await self._until_free()
+
+    async def _delete(self, **preconditions: str) -> None:
+        how = {"propagationPolicy": "Background", "gracePeriodSeconds": 0, "preconditions": preconditions}
+        await self._cluster.request("DELETE", self._path(self._kind, self._wanted.name), how)
+
+    async def _until_free(self) -> None:
+        """Wait until its name is free."""
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:  # its name is free again
+        while time.monotonic() < deadline:
             try:
                 await self._cluster.get(self._path("secrets", self._wanted.name))
             except ClusterError:
@@ -205,6 +212,16 @@ async def name_for(cluster: Cluster) -> str:
 def _is_ready(pod: Object) -> bool:
     conditions: Any = pod.get("status", {}).get("conditions") or []
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _begins(job: Object) -> bool:
+    """Whether a Job without a pod is to have one soon."""
+    conditions: list[Object] = job.get("status", {}).get("conditions") or []
+    ended = any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+    if ended or job["metadata"].get("deletionTimestamp"):
+        return False
+    made = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+    return (datetime.now(UTC) - made).total_seconds() < _BEGINNING
 
 
 def _hopeless(pod: Object) -> str | None:

@@ -143,6 +143,7 @@ class Server:
         del self.sessions[session.name]
         self.counted.finish(session.counters)
         session.place.close()
+        session.gone.set()
 
     def _enter(self) -> None:
         """Count the running task as a stranger, and drop the oldest when they are too many."""
@@ -226,6 +227,7 @@ class Server:
                 answer = register.answer(handshake.user, asked, self.sessions, self.exit.kinds)
                 await stream.send_all(frame.encode(frame.CONTROL, handshake.sessions(answer)))
                 return None
+            await self._end_before(handshake.user, asked)
             place, offloads = self._place(asked)
         except RefusedError:
             await self._send_error(stream, "the token is not one of this manager's: check --token-file")
@@ -248,6 +250,13 @@ class Server:
     async def _send_error(self, stream: Stream, text: str) -> None:
         with contextlib.suppress(OSError):
             await stream.send_all(frame.encode(frame.CONTROL, message.encode("error", message=text)))
+
+    async def _end_before(self, user: str, offer: Offer) -> None:
+        """End the session that its client lost and takes up again: its addresses are wanted."""
+        before = self.sessions.get(offer.session or "")
+        if before and before.visitor.user == user:
+            before.end("its client is here again")
+            await before.gone.wait()
 
     def _place(self, offer: Offer) -> tuple[Place, Offload]:
         """Make room for a session at the exit, with the offloads that both ends have."""

@@ -79,6 +79,8 @@ class Session:
     def __init__(self, name: str, visitor: Visitor, place: Place) -> None:
         self.name, self.visitor, self.place = name, visitor, place
         self.since, self.began = datetime.now(UTC), time.monotonic()
+        self.gone = asyncio.Event()
+        """Its addresses are free again."""
         self._link: Link | None = None
         self._carrier: Carrier | None = None
         self._loop = asyncio.get_running_loop()
@@ -115,10 +117,15 @@ class Session:
             self._carrier.stop()
             self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason, again=again))
             if self._link.congested:
-                self._link.on_drained = partial(self._end, reason)
-                self._loop.call_later(GRACE, self._end, reason)
+                self._link.on_drained = partial(self.end, reason)
+                self._loop.call_later(GRACE, self.end, reason)
                 return
-        self._end(reason)
+        self.end(reason)
+
+    def end(self, reason: str) -> None:
+        """End it without a word to the client."""
+        if not self._ended.done():
+            self._ended.set_result(reason)
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
         if kind != frame.CONTROL or not self._link:
@@ -129,7 +136,7 @@ class Session:
         elif what["type"] == "config":
             self._take_change(*config.change(what))
         elif what["type"] == "goodbye":
-            self._end("the client said goodbye")
+            self.end("the client said goodbye")
         elif what["type"] == "hello":
             raise ProtocolError("a second hello in a session")
 
@@ -158,8 +165,4 @@ class Session:
             self._link.send(frame.CONTROL, config.encode_answer(number, error))
 
     def _on_lost(self, error: TpvpnError) -> None:
-        self._end(str(error))
-
-    def _end(self, reason: str) -> None:
-        if not self._ended.done():
-            self._ended.set_result(reason)
+        self.end(str(error))

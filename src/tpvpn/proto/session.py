@@ -40,6 +40,8 @@ class Offer:
     """The address it would like to keep, or None for any."""
     ipv6: str | None = None
     offloads: list[str] = field(default_factory=list[str])
+    session: str | None = None
+    """The session that this one takes the place of: its link is lost, of which the manager may not know yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class ClientHandshake(ClientSide):
         self._offer = offer
 
     def _asked(self) -> Mapping[str, object]:
-        return {"session": None, **asdict(self._offer)}
+        return asdict(self._offer)
 
     def _take(self, answer: message.Message) -> None:
         self.terms = _terms(answer)
@@ -147,6 +149,7 @@ def _offer(hello: message.Message) -> Offer:
         ipv4=_address(hello, "ipv4", 4),
         ipv6=_address(hello, "ipv6", 6),
         offloads=_offloads(hello),
+        session=message.optional(hello, "session", str),
     )
 
 
