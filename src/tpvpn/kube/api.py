@@ -8,7 +8,6 @@ have been read.
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpvpn.errors import ClusterError
-from tpvpn.kube.refusal import ForbiddenError, refusal
+from tpvpn.kube.refusal import ForbiddenError, answer_of, event_of, nonsense, page_of, refusal
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient, Configuration
@@ -35,6 +34,8 @@ _MALFORMED = (ValueError, TypeError, AttributeError, KeyError, AssertionError)
 """What the loader raises for words that are not where, or what, they should be; beside its own ConfigException."""
 _LONGEST = 300
 """Characters of what somebody else says of an error."""
+_LARGEST_OBJECT, _LARGEST_LIST = 4 << 20, 64 << 20
+"""Bytes: etcd takes no object above 1.5 MiB, and a page has PAGE of them."""
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -135,9 +136,9 @@ class Cluster:
         more = ""
         while True:
             page = await self.get(path, limit=str(PAGE), **query, **({"continue": more} if more else {}))
-            for item in page["items"]:
+            items, more = page_of(page, self.server)
+            for item in items:
                 yield item
-            more = page["metadata"].get("continue")
             if not more:
                 return
 
@@ -156,13 +157,7 @@ class Cluster:
             status, data = await self._send(method, path, body, query, content_type, await self.headers())
         if not 200 <= status < 300:
             raise refusal(status, data, self.server, _words(method, path))
-        try:
-            answer = json.loads(data)
-            if not isinstance(answer, dict) or "kind" not in answer:
-                raise ValueError
-        except ValueError:
-            raise refusal(status, b"", self.server, "") from None
-        return answer  # pyright: ignore[reportUnknownVariableType]
+        return answer_of(data, self.server)
 
     async def _send(
         self,
@@ -175,7 +170,7 @@ class Cluster:
     ) -> tuple[int, bytes]:
         try:
             answer = await self._open(method, path, body, query, content_type, identity, self._access.timeout)
-            return answer.status, await answer.read()
+            return answer.status, await self._body(answer)
         except TimeoutError:
             raise ClusterError(
                 f"{self.server} did not answer within {self._access.timeout:g} s: is the VPN up that leads to it?"
@@ -222,12 +217,39 @@ class Cluster:
         query = {"watch": "1", "timeoutSeconds": str(_WATCHED)}
         answer = await self._open("GET", path, None, query, "application/json", await self.headers(), 2.0 * _WATCHED)
         if answer.status != 200:
-            raise refusal(answer.status, await answer.read(), self.server, _words("GET", path))
+            raise refusal(answer.status, await self._body(answer), self.server, _words("GET", path))
         rest = b""
-        async for data in _data_of(answer):
+        async for data in self._data_of(answer):
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                yield json.loads(line)
+                yield event_of(line, self.server)
+            if len(rest) > _LARGEST_OBJECT:
+                raise nonsense(self.server)
+
+    async def _body(self, answer: Any) -> bytes:
+        """The whole body. ClusterError, TimeoutError."""
+        found: list[bytes] = []
+        have = 0
+        async for data in self._data_of(answer):
+            found.append(data)
+            have += len(data)
+            if have > _LARGEST_LIST:
+                raise nonsense(self.server)
+        return b"".join(found)
+
+    async def _data_of(self, answer: Any) -> AsyncIterator[bytes]:
+        """The body as it comes; ClusterError when it breaks off, TimeoutError."""
+        import aiohttp
+
+        try:
+            async for data in answer.content.iter_any():
+                yield data
+        except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise ClusterError(f"the API server {self.server} broke off its answer: {_plain(error)}") from error
+        finally:
+            answer.close()
 
     async def may(self, verb: str, resource: str, *, group: str = "", namespace: str = "", name: str = "") -> bool:
         """Whether this user may; "pods/portforward" for a subresource. What cannot be asked counts as yes."""
@@ -239,19 +261,6 @@ class Cluster:
         except ForbiddenError:
             return True
         return bool(answer.get("status", {}).get("allowed"))
-
-
-async def _data_of(answer: Any) -> AsyncIterator[bytes]:
-    """The body as it comes; ClusterError when it breaks off."""
-    import aiohttp
-
-    try:
-        async for data in answer.content.iter_any():
-            yield data
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise ClusterError(f"the API server ended a watch: {_plain(error)}") from error
-    finally:
-        answer.close()
 
 
 @contextlib.asynccontextmanager

@@ -2,13 +2,16 @@
 
 import json
 import re
-from typing import Any, cast
+import shlex
+from typing import Any, TypeGuard, cast
 
 from tpvpn.errors import ClusterError
 
+Object = dict[str, Any]
+
 _FORBIDDEN = re.compile(
-    r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)" '
-    r'(?:at the cluster scope|in the namespace "(?P<namespace>[^"]+)")'
+    r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[a-z0-9/-]+)" in API group "(?P<group>[a-z0-9.-]*)" '
+    r'(?:at the cluster scope|in the namespace "(?P<namespace>[a-z0-9-]+)")'
 )
 _LONGEST = 300
 
@@ -29,9 +32,7 @@ def refusal(status: int, body: bytes, server: str, what: str) -> ClusterError:
     """The error for an answer that is not 2xx; `what` was asked, as "list nodes"."""
     said = message_of(body)
     if said is None:
-        return ClusterError(
-            f"{server} answered {status} and nothing that an API server would say: check the kubeconfig's server"
-        )
+        return nonsense(server, status)
     if status == 401:
         return ClusterError(f"{server} does not accept the credentials of the kubeconfig: log in to the cluster again")
     if status == 403:
@@ -40,6 +41,52 @@ def refusal(status: int, body: bytes, server: str, what: str) -> ClusterError:
         return MissingError(f"{server} cannot {what}: {said}")
     kind = ExistsError if status == 409 else ClusterError
     return kind(f"{server} refused to {what} ({status}): {said}")
+
+
+def nonsense(server: str, status: int = 200) -> ClusterError:
+    """The error for an answer that is none of an API server."""
+    return ClusterError(
+        f"{server} answered {status} and nothing that an API server would say: check the kubeconfig's server"
+    )
+
+
+def answer_of(data: bytes, server: str) -> Object:
+    """The object in an answer; ClusterError when it is none of the API."""
+    try:
+        answer: object = json.loads(data)
+    except (ValueError, RecursionError):
+        answer = None
+    if isinstance(answer, dict) and "kind" in answer:
+        return cast(Object, answer)
+    raise nonsense(server)
+
+
+def page_of(page: Object, server: str) -> tuple[list[Object], str]:
+    """The objects of a page of a list, and where the next page begins, or ""."""
+    items, metadata = page.get("items"), page.get("metadata")
+    if not isinstance(items, list) or not isinstance(metadata, dict):
+        raise nonsense(server)
+    more = cast(Object, metadata).get("continue")
+    return [one for one in cast(list[object], items) if _is_object(one)], str(more or "")
+
+
+def event_of(line: bytes, server: str) -> Object:
+    """An event of a watch: its `type`, and an `object`."""
+    try:
+        event: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        event = None
+    if isinstance(event, dict) and _is_object(found := cast(Object, event).get("object")):
+        return {"type": str(cast(Object, event).get("type")), "object": found}
+    raise nonsense(server)
+
+
+def _is_object(found: object) -> TypeGuard[Object]:
+    """Whether it looks like an object of the API, with metadata and, if any, a spec."""
+    if not isinstance(found, dict):
+        return False
+    members = cast(Object, found)
+    return isinstance(members.get("metadata"), dict) and isinstance(members.get("spec", {}), dict)
 
 
 def message_of(body: bytes) -> str | None:
@@ -58,7 +105,7 @@ def _forbidden(said: str) -> str:
     found = _FORBIDDEN.search(said)
     if not found:
         return f"the API server forbids it: {said}"
-    user, verb, group = found["user"], found["verb"], found["group"]
+    user, verb, group = shlex.quote(found["user"]), found["verb"], found["group"]
     resource, _, part = found["resource"].partition("/")
     name = f"tpvpn-{verb}-{resource}"
     kind, scope = ("role", f" --namespace {found['namespace']}") if found["namespace"] else ("clusterrole", "")

@@ -119,7 +119,7 @@ class WebSocketStream(Stream):
             self._pass(skipped)
             return 0
         if self._channel != DATA:
-            self._words += self._raw[self._at : self._at + count][:_MOST_WORDS]
+            self._words += self._raw[self._at : self._at + count][: _MOST_WORDS - len(self._words)]
             self._pass(count)
             return 0
         count = min(count, len(view))
