@@ -68,15 +68,18 @@ async def managers(cluster: Cluster, options: Options, say: Callable[[str], None
 
 
 class ClusterTransport:
-    """The fastest way through the API server to a manager; with `start` one is started when there is none."""
+    """The fastest way through the API server to a manager, which is started when there is none.
+
+    With `asked` it is to ask, as an admin who may, that pod of the manager's and no other, and nothing is started.
+    """
 
     purpose = "the API server"
     patience = 60.0
 
     def __init__(
-        self, cluster: Cluster, managers: Managers, way: Way, say: Callable[[str], None], *, start: bool = True
+        self, cluster: Cluster, managers: Managers, way: Way, say: Callable[[str], None], asked: str | None = None
     ) -> None:
-        self._start = start
+        self._asked = asked
         self._cluster, self._managers, self._say = cluster, managers, say
         self._ways = (Upgrade, PortForward) if way == "auto" else ((Upgrade,) if way == "upgrade" else (PortForward,))
         self._used: ThroughApiServer | None = None
@@ -117,8 +120,9 @@ class ClusterTransport:
         """All ways to the manager, in order. Errors: ClusterError, ManagerError."""
         admins, own = self._managers.admins, self._managers.own
         if admins:
+            admins = await installed(self._cluster, admins.namespace) or admins  # it may have been upgraded
             try:
-                keys = await credentials(self._cluster, admins)
+                keys = await credentials(self._cluster, admins, admin=bool(self._asked))
             except ForbiddenError as error:
                 if not own:
                     raise
@@ -126,7 +130,7 @@ class ClusterTransport:
             else:
                 return [way(self._cluster, target, keys.token, keys.pin) for way, target in self._to(admins)]
         assert own
-        manager = await (own.manager() if self._start else own.running())
+        manager = await (own.running() if self._asked else own.manager())
         if not manager:
             raise ClusterError(
                 "no manager is installed that you may use, and none of your own runs: nobody is connected"
@@ -140,7 +144,9 @@ class ClusterTransport:
         """The service's proxy chooses a pod that is ready; for a port-forward each is tried, from any of them on."""
         first = secrets.randbelow(len(admins.pods))
         for way in self._ways:
-            if way is Upgrade:
+            if self._asked:
+                yield way, Target(admins.namespace, "pods", self._asked, admins.port)
+            elif way is Upgrade:
                 yield way, Target(admins.namespace, "services", NAME, admins.port)
             else:
                 for pod in admins.pods[first:] + admins.pods[:first]:
@@ -166,8 +172,16 @@ class ClusterTransport:
                         return False
                     await asyncio.sleep(0.2)
                 return True
+        except ManagerError:
+            return False  # it is gone
         except (TpvpnError, TimeoutError):
-            return False
+            return True  # nobody can tell: when it is idle it ends by itself
+
+
+def to_each(cluster: Cluster, found: Managers, say: Callable[[str], None]) -> list[ClusterTransport]:
+    """Ways to ask each pod of the manager."""
+    pods = found.admins.pods if found.admins else ["own"]
+    return [ClusterTransport(cluster, found, "auto", say, asked=pod) for pod in pods]
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tpvpn.errors import ClusterError, LinkLostError, ManagerError, SessionEndedError, TpvpnError
+from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.proto.session import Offer, Terms
 from tpvpn.route.changes import Changes
@@ -172,7 +172,8 @@ class Engine:
         self._tunnel = Tunnel(stream, early, self._tun, self._terms, self._lose)
 
     async def _set_virtual(self, pairs: Sequence[tuple[str, str]]) -> None:
-        await self._tunnel.set_virtual(pairs)
+        if self._state != "reconnecting":  # the next link is told of them
+            await self._tunnel.set_virtual(pairs)
 
     # -- while it lasts ------------------------------------------------------------------------------------------------
 
@@ -193,6 +194,7 @@ class Engine:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow_wishes(self, changes: Changes) -> None:
         async for request in self._settings.wishes.follow():
@@ -203,36 +205,46 @@ class Engine:
         """Connect again when the link is lost; its error when that is not to be, or not within the patience."""
         while True:
             lost = await self._lost
-            self._lost = asyncio.get_running_loop().create_future()
             patience = self._settings.transport.patience
             if not patience or isinstance(lost, SessionEndedError) or not isinstance(lost, LinkLostError):
                 raise lost
             self._state = "reconnecting"
             self._tunnel.close()
+            self._lost = asyncio.get_running_loop().create_future()  # not before: the goodbye may fail too
             self._say(f"{lost}; connecting again")
             await self._connect_again(lost, asyncio.get_running_loop().time() + patience)
             self._state = "ready"
             changes.tell()
 
     async def _connect_again(self, lost: LinkLostError, deadline: float) -> None:
-        transport = self._settings.transport
-        while True:
+        """Try until there is a link; LinkLostError when there was none before the deadline."""
+        while not self._helper.closed.done():
             try:
-                addresses = await transport.resolve()
-                await self._router.keep_out(_dialled(transport, addresses))
-                stream, early = await self._reach_manager(addresses, self._terms)
-                break
-            except (ManagerError, ClusterError) as error:
-                if asyncio.get_running_loop().time() > deadline:
+                await self._try_again()
+                return
+            except (TpvpnError, OSError) as error:
+                if isinstance(error, SessionEndedError) or asyncio.get_running_loop().time() > deadline:
                     raise LinkLostError(f"{lost}, and no other is to be had: {error}") from error
                 await asyncio.sleep(RETRY)
-        if _addresses(self._terms) != self._granted:
+
+    async def _try_again(self) -> None:
+        transport, had = self._settings.transport, self._terms
+        addresses = await transport.resolve()
+        await self._router.keep_out(_dialled(transport, addresses))
+        stream, early = await self._reach_manager(addresses, had)
+        terms = self._terms
+        if _addresses(terms) != self._granted or bool(terms.offloads) != bool(had.offloads):
             stream.close()
-            raise LinkLostError(f"{lost}, and the next one has other addresses for this laptop: connect again")
+            self._terms = had
+            raise ManagerError("the manager has other addresses or offloads for this laptop: connect again")
         self._carried = self._traffic()
         self._begin_tunnel(stream, early)
-        if self._router.virtual:
-            await self._tunnel.set_virtual(self._router.virtual)
+        try:
+            if self._router.virtual:
+                await self._tunnel.set_virtual(self._router.virtual)
+        except BaseException:
+            self._tunnel.close()
+            raise
 
     @property
     def directory(self) -> Path:

@@ -81,9 +81,14 @@ class Router:
 
     async def keep_out(self, dialled: Sequence[tuple[Prefix, str]]) -> None:
         """Never route these addresses, which are about to be dialled, from now on."""
-        if tuple(dialled) != self._dialled:
+        before = self._dialled
+        if tuple(dialled) != before:
             self._dialled = tuple(dialled)
-            await self.update()
+            try:
+                await self.update()
+            except BaseException:
+                self._dialled = before
+                raise
 
     # -- before anything is changed ------------------------------------------------------------------------------------
 

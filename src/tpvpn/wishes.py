@@ -60,6 +60,7 @@ class FromCluster:
         self._facts: Mapping[str, Any] = {}
         self._changed = asyncio.Event()
         self._told = set[str]()
+        self._guessed = False
         self.request: Request
 
     async def look(self) -> None:
@@ -85,6 +86,7 @@ class FromCluster:
         found = subnets(observed)
         wanted = [Wanted(one.prefix, one.kind, one.source) for one in found.found]
         self.request = self._make(self._config, wanted, list(_hosts(observed)))
+        self._guessed = not all(one.sure for one in found.found)
         warnings = list(self._warnings(observed, found.warnings, wanted))
         self._warn([*warnings, *(self._seen.forbidden if warnings else ())])
 
@@ -125,24 +127,27 @@ class FromCluster:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, path: str, member: str) -> None:
         """Wait for an object with another subnet than is known; until it is forbidden."""
         known = dict[str, list[str]]()
         while True:
-            try:
-                async for event in self._cluster.watch(path):
-                    self._take(event, member, known)
-            except (ForbiddenError, MissingError):
-                return
-            except (ClusterError, TimeoutError):
-                await asyncio.sleep(_RETRY)
+            with contextlib.suppress(ClusterError, TimeoutError):
+                try:
+                    async for event in self._cluster.watch(path):
+                        self._take(event, member, known)
+                except (ForbiddenError, MissingError):
+                    return
+            known.clear()  # what went meanwhile is seen by the next look, which is due now
+            self._changed.set()
+            await asyncio.sleep(_RETRY)
 
     def _take(self, event: Mapping[str, Any], member: str, known: dict[str, list[str]]) -> None:
         if event.get("type") not in ("ADDED", "MODIFIED", "DELETED"):
             return
-        name = event["object"]["metadata"]["name"]
-        cidrs: list[str] = [] if event["type"] == "DELETED" else event["object"]["spec"].get(member) or []
+        name = str(event["object"]["metadata"].get("name"))
+        cidrs: list[str] = [] if event["type"] == "DELETED" else event["object"].get("spec", {}).get(member) or []
         observed = self._seen.observed
         there = observed.node_cidrs if member == "podCIDRs" else observed.service_cidrs
         if known.get(name, cidrs) != cidrs or not set(cidrs) <= set(there):
@@ -160,7 +165,7 @@ class FromCluster:
                     if now and now != self._admins:
                         self._admins = now
                         self._changed.set()
-            by_address = self.request.policy.on_conflict == "hosts" or bool(self._told)
+            by_address = self.request.policy.on_conflict == "hosts" or self._guessed
             if by_address and asyncio.get_running_loop().time() - looked >= GUESSED_AGAIN:
                 looked = asyncio.get_running_loop().time()
                 self._changed.set()

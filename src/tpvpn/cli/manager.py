@@ -59,17 +59,17 @@ def _sessions(arguments: argparse.Namespace) -> int:
 
 
 async def _ask(arguments: argparse.Namespace, question: "Question") -> "Answer":
-    from tpvpn.sessions import ask
+    from tpvpn.sessions import ask, ask_each
 
     transport = direct(arguments)
     if transport:
         return await ask(transport, question)
-    from tpvpn.cluster import ClusterTransport, Options, managers
+    from tpvpn.cluster import Options, managers, to_each
     from tpvpn.kube.api import opened
 
     async with opened(access(arguments)) as cluster:
         found = await managers(cluster, Options(arguments.manager_namespace), _say)
-        return await ask(ClusterTransport(cluster, found, "auto", _say, start=False), question)
+        return await ask_each(to_each(cluster, found, _say), question)
 
 
 def _say(text: str) -> None:

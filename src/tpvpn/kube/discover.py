@@ -74,11 +74,13 @@ class Discovery:
 
     async def _service_cidrs(self) -> tuple[str, ...]:
         path = "/apis/networking.k8s.io/v1/servicecidrs"
-        return tuple([cidr async for one in self._cluster.items(path) for cidr in one["spec"]["cidrs"]])
+        return tuple(
+            [cidr async for one in self._cluster.items(path) for cidr in one.get("spec", {}).get("cidrs") or ()]
+        )
 
     async def _node_cidrs(self) -> tuple[str, ...]:
         nodes = self._cluster.items("/api/v1/nodes")
-        return tuple([cidr async for one in nodes for cidr in one["spec"].get("podCIDRs") or ()])
+        return tuple([cidr async for one in nodes for cidr in one.get("spec", {}).get("podCIDRs") or ()])
 
     async def _kubeadm(self) -> tuple[str, str]:
         import yaml
@@ -129,11 +131,11 @@ class Discovery:
 
 
 def _cluster_ips(service: dict[str, Any]) -> list[str]:
-    spec = service["spec"]
+    spec = service.get("spec", {})
     return cast(list[str], spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else []))
 
 
 def _pod_ips(pod: dict[str, Any]) -> list[str]:
-    if pod["spec"].get("hostNetwork"):
+    if pod.get("spec", {}).get("hostNetwork"):
         return []
     return [one["ip"] for one in pod.get("status", {}).get("podIPs") or ()]

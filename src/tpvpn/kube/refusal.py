@@ -10,7 +10,8 @@ from tpvpn.errors import ClusterError
 Object = dict[str, Any]
 
 _FORBIDDEN = re.compile(
-    r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[a-z0-9/-]+)" in API group "(?P<group>[a-z0-9.-]*)" '
+    r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[a-z0-9/-]+)" '
+    r'in API group "(?P<group>[a-z0-9.-]*)" '
     r'(?:at the cluster scope|in the namespace "(?P<namespace>[a-z0-9-]+)")'
 )
 _LONGEST = 300

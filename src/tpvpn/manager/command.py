@@ -156,37 +156,40 @@ def _network(text: str) -> str:
 
 
 class _Tokens:
-    """The tokens of --token-file as they are now; a file that cannot be read any more leaves the last ones in force."""
+    """The tokens of all --token-file as they are now; files that cannot be read any more leave the last in force."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         if options.insecure and options.token_file:
             raise UsageError("--insecure and --token-file contradict each other: give one")
         if not options.insecure and not options.token_file:
             raise UsageError("a manager needs --token-file F with a line `name: token` (or --insecure, in a lab)")
-        self._path = Path(options.token_file) if options.token_file else None
-        self._seen: tuple[int, int] | None = None
+        self._paths = [Path(file) for file in options.token_file]
+        self._seen: list[tuple[int, int]] = []
         self._tokens: Mapping[str, bytes] = ANONYMOUS
-        if self._path:
-            self._read(self._path)
+        if self._paths:
+            self._read()
 
     def __call__(self) -> Mapping[str, bytes]:
-        if self._path:
+        if self._paths:
             try:
-                self._read(self._path)
+                self._read()
             except UsageError as error:
                 log.warning("%s; the tokens read before stay in force", error)
         return self._tokens
 
-    def _read(self, path: Path) -> None:
-        try:
-            status = path.stat()
-            seen = (status.st_mtime_ns, status.st_ino)
-            if seen != self._seen:
-                self._tokens = parse_tokens(path.read_text())
-                self._seen = seen
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise UsageError(f"cannot read the token file {path}: {reason}") from error
+    def _read(self) -> None:
+        seen, texts = list[tuple[int, int]](), list[str]()
+        for path in self._paths:
+            try:
+                status = path.stat()
+                seen.append((status.st_mtime_ns, status.st_ino))
+                texts.append(path.read_text())
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not text"
+                raise UsageError(f"cannot read the token file {path}: {reason}") from error
+        if seen != self._seen:
+            self._tokens = parse_tokens("\n".join(texts))
+            self._seen = seen
 
 
 def _tls(options: argparse.Namespace) -> tuple[ssl.SSLContext, bytes] | None:

@@ -11,7 +11,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="address and port of sessions and health; *:PORT: every address",
     )
     parser.add_argument("--exit", choices=["auto", "kernel", "socket"], default="auto", help="how packets leave")
-    parser.add_argument("--token-file", metavar="F", help="file of `name: token` lines, read again when it changes")
+    parser.add_argument(
+        "--token-file",
+        metavar="F",
+        action="append",
+        default=[],
+        help="file of `name: token` lines, read again when it changes (repeatable)",
+    )
     parser.add_argument(
         "--destination", metavar="CIDR", action="append", default=[], help="forward only to this subnet (repeatable)"
     )
