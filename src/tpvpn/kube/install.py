@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,6 @@ PATIENCE = 90.0
 _POLL = 0.2
 _BEGINNING = 10.0
 """Seconds in which a Job without a pod is one that another session is making (by the API server's clock)."""
-_NEEDED = (("create", "secrets", ""), ("create", "configmaps", ""), ("list", "pods", ""))
 _HOPELESS = ("ErrImageNeverPull", "InvalidImageName", "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError",
              "CreateContainerError", "RunContainerError", "CrashLoopBackOff")  # fmt: skip
 
@@ -47,7 +46,7 @@ class Installer:
 
     def __init__(self, cluster: Cluster, wanted: Ephemeral, say: Callable[[str], None]) -> None:
         self._cluster, self._wanted, self._say = cluster, wanted, say
-        self._kind = "jobs"
+        self._kind, self._uid = "jobs", ""
         self.used = False
         """There is one, made by this process or by another session of the same user."""
 
@@ -101,21 +100,29 @@ class Installer:
     async def _check(self) -> None:
         """Say what is not allowed before anything is created."""
         namespace = self._wanted.namespace
-        asked = [
-            self._cluster.may(verb, resource, group=group, namespace=namespace) for verb, resource, group in _NEEDED
-        ]
-        allowed = await asyncio.gather(*asked)
-        jobs = await self._cluster.may("create", "jobs", group="batch", namespace=namespace)
-        if not jobs and await self._cluster.may("create", "pods", namespace=namespace):
+        missing = await self._missing([("create", "secrets"), ("create", "configmaps"), ("list", "pods")])
+        jobs = await self._missing([("create", "jobs"), ("patch", "jobs"), ("delete", "jobs")])
+        if jobs and not await self._missing([("create", "pods"), ("delete", "pods")]):
             self._say("warning: you may not create jobs: a bare pod is used, which stays if this laptop vanishes")
-            self._kind, jobs = "pods", True
-        missing = [f"{verb} {resource}" for (verb, resource, _), may in zip(_NEEDED, allowed, strict=True) if not may]
-        missing += [] if jobs else ["create jobs"]
+            self._kind, jobs = "pods", []
+        ways = await self._missing([("get", "pods/proxy"), ("get", "pods/portforward"), ("create", "pods/portforward")])
+        missing += jobs + (ways if len(ways) == 3 else [])
         if missing:
             raise ForbiddenError(
                 f"no manager runs in namespace {namespace}, and you may not start one there ({', '.join(missing)}): "
                 "name another with --manager-namespace, or ask an admin to install tpvpn"
             )
+
+    async def _missing(self, needed: Sequence[tuple[str, str]]) -> list[str]:
+        """What of this the user may not do."""
+        asked = [
+            self._cluster.may(
+                verb, resource, group="batch" if resource == "jobs" else "", namespace=self._wanted.namespace
+            )
+            for verb, resource in needed
+        ]
+        allowed = await asyncio.gather(*asked)
+        return [f"{verb} {resource}" for (verb, resource), may in zip(needed, allowed, strict=True) if not may]
 
     async def _make(self) -> Manager:
         wanted, cluster = self._wanted, self._cluster
@@ -129,6 +136,7 @@ class Installer:
             self.used = False
             raise
         owner |= {"apiVersion": made["apiVersion"], "kind": made["kind"]}
+        self._uid = owner["metadata"]["uid"]
         await asyncio.gather(
             cluster.request("POST", self._path("secrets"), manifest.secret(wanted, token, owner)),
             cluster.request("POST", self._path("configmaps"), manifest.config_map(wanted, zipapp.build(), owner)),
@@ -162,7 +170,7 @@ class Installer:
         """Why the Job has no pod: what admission or a quota said of it."""
         if self._kind != "jobs":
             return None
-        selector = f"involvedObject.name={self._wanted.name},reason=FailedCreate"
+        selector = f"involvedObject.uid={self._uid},reason=FailedCreate"  # the one before had the same name
         try:
             events = await self._cluster.get(self._path("events"), fieldSelector=selector)
         except ForbiddenError:
