@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tpvpn.errors import ClusterError
-from tpvpn.kube.refusal import ForbiddenError, MissingError, refusal
+from tpvpn.kube.refusal import ExistsError, ForbiddenError, MissingError, refusal
 
 SERVER = "https://10.131.0.11:6443"
 
@@ -54,7 +54,7 @@ def test_forbidden(said: str, expected: str) -> None:
         (200, b"<html>", ClusterError, "nothing that an API server would say"),
         (502, b"", ClusterError, "nothing that an API server would say"),
         (400, b"[1]", ClusterError, "nothing that an API server would say"),
-        (409, json.dumps({"kind": "Status"}).encode(), ClusterError, "no reason given"),
+        (409, json.dumps({"kind": "Status"}).encode(), ExistsError, "no reason given"),
     ],
 )
 def test_other_refusals(code: int, body: bytes, kind: type[ClusterError], says: str) -> None:

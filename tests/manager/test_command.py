@@ -231,7 +231,7 @@ def test_a_goodbye_waits_for_what_is_on_the_way(lab: Lab, tmp_path: Path) -> Non
         manager.says("shutting down")
         while (heard := client.hear())["type"] == "pong":
             assert heard["id"] == 10**4000
-        assert heard == {"type": "goodbye", "reason": "the manager shuts down"}
+        assert heard == {"type": "goodbye", "reason": "the manager shuts down", "again": True}
     lab.sysctl("node", "net/ipv6/conf/default/disable_ipv6", 0)
 
 

@@ -155,5 +155,5 @@ def test_plan_command(laptop: str) -> None:
     assert wrong.stderr == (
         "tpvpn: --service-cidr: 10.130.0.1/16 has host bits set; the network is 10.130.0.0/16, give that instead\n"
     )
-    assert tpvpn_plan(laptop).returncode == 2
+    assert tpvpn_plan(laptop).returncode == 4, "neither subnets nor a kubeconfig"
     assert state(laptop) == before
