@@ -17,7 +17,7 @@ from tpvpn.kube.api import Cluster
 from tpvpn.kube.install import Installer, name_for
 from tpvpn.kube.installed import NAME, Installed, credentials, installed
 from tpvpn.kube.manifest import IMAGE, Ephemeral
-from tpvpn.kube.refusal import ForbiddenError
+from tpvpn.kube.refusal import ForbiddenError, UnreadyError
 from tpvpn.proto.sessions import Question
 from tpvpn.sessions import ask
 from tpvpn.transport.apiserver import PortForward, Target, ThroughApiServer, Upgrade, next_hop
@@ -110,7 +110,7 @@ class ClusterTransport:
             try:
                 return await one.dial(addresses)
             except (ClusterError, ManagerError) as error:
-                if isinstance(error, ImpostorError) or number == len(tried) - 1:
+                if isinstance(error, ImpostorError | UnreadyError) or number == len(tried) - 1:
                     raise
                 if tried[number + 1].word != one.word:
                     self._say(f"the transport is {tried[number + 1].word}, which is slower than {one.word}: {error}")

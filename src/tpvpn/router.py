@@ -291,7 +291,9 @@ def reason(new: Subnet, was: Subnet | None) -> str:
         return in_the_way
     if was is None or new.verdict == "virtual":
         return "as wanted"
-    return "nothing private is in the way any more" if against(was) else "as wanted again"
+    if against(was):
+        return "what is in the way may be taken now" if new.conflicts else "nothing private is in the way any more"
+    return "as wanted again"
 
 
 def against(subnet: Subnet) -> str:

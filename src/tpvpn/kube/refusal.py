@@ -29,6 +29,10 @@ class ExistsError(ClusterError):
     """There is one of this name already."""
 
 
+class UnreadyError(ClusterError):
+    """What is asked for is there, and no pod of it is ready."""
+
+
 def refusal(status: int, body: bytes, server: str, what: str) -> ClusterError:
     """The error for an answer that is not 2xx; `what` was asked, as "list nodes"."""
     said = message_of(body)
@@ -41,6 +45,8 @@ def refusal(status: int, body: bytes, server: str, what: str) -> ClusterError:
     if status == 404:
         return MissingError(f"{server} cannot {what}: {said}")
     kind = ExistsError if status == 409 else ClusterError
+    if status == 503 and "no endpoints available" in said:  # ErrServiceUnavailable of the API server's proxy
+        kind = UnreadyError
     return kind(f"{server} refused to {what} ({status}): {said}")
 
 
