@@ -36,7 +36,7 @@ def laptop(cluster: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Ite
         ("hello", "is no kubeconfig"),
         ("", "there is no kubeconfig at "),
         ("kind: Config\n", "has no current context"),
-        ("current-context: a\n", "has no usable context: "),
+        ("current-context: a\n", "has no context a; it has none"),
         ("current-context: a\ncontexts: 7\nclusters: []\nusers: []\n", "is no kubeconfig"),
     ],
 )
@@ -297,7 +297,7 @@ def config_map(**data: str) -> str:
     return json.dumps(there)
 
 
-@pytest.mark.parametrize("data", [{"port": "none"}, {"port": "7070", "replicas": "0"}])
+@pytest.mark.parametrize("data", [{"port": "none"}, {"port": "7070", "replicas": "0"}, {"port": "70700"}])
 def test_an_installed_manager_that_is_garbage(laptop: BareLaptop, garbage: str, data: dict[str, str]) -> None:
     laptop.cluster.kubectl("apply", "--namespace", garbage, "--filename", "-", input=config_map(**data))
     sentence = laptop.refused("--manager-namespace", garbage, code=6)
