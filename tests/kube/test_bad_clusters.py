@@ -68,6 +68,14 @@ def test_a_context_whose_cluster_is_missing(laptop: BareLaptop) -> None:
     assert "test" in sentence and "clusters" in sentence
 
 
+def test_a_token_at_the_wrong_place_is_not_shown(laptop: BareLaptop) -> None:
+    config = laptop.config | {"users": [{"name": "admin", "token": "very-secret"}]}
+    file = laptop.directory / "wrong-place"
+    file.write_text(json.dumps(config))
+    sentence = laptop.refused(code=4, kubeconfig=str(file))
+    assert "Expected key user" in sentence and "very-secret" not in sentence
+
+
 @pytest.mark.parametrize("member", ["certificate-authority", "client-certificate", "tokenFile"])
 def test_a_file_that_the_kubeconfig_names_is_missing(laptop: BareLaptop, member: str) -> None:
     changes: dict[str, dict[str, object]] = {
