@@ -36,7 +36,7 @@ def laptop(cluster: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Ite
         ("hello", "is no kubeconfig"),
         ("", "there is no kubeconfig at "),
         ("kind: Config\n", "has no current context"),
-        ("current-context: a\n", "has no usable context: "),
+        ("current-context: a\n", "has no context a; it has none"),
         ("current-context: a\ncontexts: 7\nclusters: []\nusers: []\n", "is no kubeconfig"),
     ],
 )
@@ -66,6 +66,14 @@ def test_a_context_whose_cluster_is_missing(laptop: BareLaptop) -> None:
     file.write_text(json.dumps(config))  # which is YAML too
     sentence = laptop.refused(code=4, kubeconfig=str(file))
     assert "test" in sentence and "clusters" in sentence
+
+
+def test_a_token_at_the_wrong_place_is_not_shown(laptop: BareLaptop) -> None:
+    config = laptop.config | {"users": [{"name": "admin", "token": "very-secret"}]}
+    file = laptop.directory / "wrong-place"
+    file.write_text(json.dumps(config))
+    sentence = laptop.refused(code=4, kubeconfig=str(file))
+    assert "Expected key user" in sentence and "very-secret" not in sentence
 
 
 @pytest.mark.parametrize("member", ["certificate-authority", "client-certificate", "tokenFile"])
@@ -297,7 +305,7 @@ def config_map(**data: str) -> str:
     return json.dumps(there)
 
 
-@pytest.mark.parametrize("data", [{"port": "none"}, {"port": "7070", "replicas": "0"}])
+@pytest.mark.parametrize("data", [{"port": "none"}, {"port": "7070", "replicas": "0"}, {"port": "70700"}])
 def test_an_installed_manager_that_is_garbage(laptop: BareLaptop, garbage: str, data: dict[str, str]) -> None:
     laptop.cluster.kubectl("apply", "--namespace", garbage, "--filename", "-", input=config_map(**data))
     sentence = laptop.refused("--manager-namespace", garbage, code=6)

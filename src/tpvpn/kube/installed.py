@@ -55,10 +55,13 @@ async def installed(cluster: Cluster, namespace: str) -> Installed | None:
     try:
         found = await cluster.get(f"/api/v1/namespaces/{namespace}/configmaps/{NAME}")
         data: dict[str, str] = found.get("data") or {}
+        port, replicas = int(data["port"]), int(data.get("replicas", "1"))
+        if not 0 < port < 65536 or replicas < 1:
+            raise ValueError
         return Installed(
             namespace,
-            int(data["port"]),
-            int(data.get("replicas", "1")),
+            port,
+            replicas,
             data.get("encryption") == "always",
             data.get("client.yaml", "").encode(),
         )
