@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import os
+import socket
 import socketserver
 import subprocess
 import threading
@@ -18,6 +19,7 @@ from peers import eventually
 from pod import inside
 
 API = ("10.131.0.11", 6443)
+LOCAL = "127.0.0.1"
 OURS = "jobs,pods,secrets,configmaps"
 
 
@@ -76,16 +78,19 @@ class BareLaptop:
         return asked.returncode == 0
 
     @contextlib.contextmanager
-    def serving(self, handle: Callable[[socketserver.StreamRequestHandler], None]) -> Iterator[int]:
-        """A server at 127.0.0.1 of the laptop, whose every connection has a thread that runs `handle`; its port."""
+    def serving(self, handle: Callable[[socketserver.StreamRequestHandler], None], host: str = LOCAL) -> Iterator[int]:
+        """A server on an address of the laptop, whose every connection has a thread that runs `handle`; its port."""
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 with contextlib.suppress(OSError):
                     handle(self)
 
+        class Server(socketserver.ThreadingTCPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
         with inside(self.where):
-            server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+            server = Server((host, 0), Handler)
         server.daemon_threads = True
         with server:
             threading.Thread(target=server.serve_forever, args=(0.05,)).start()
@@ -101,9 +106,11 @@ class BareLaptop:
 
 
 @contextlib.contextmanager
-def bare_laptop(cluster: Kubernetes, directory: Path, number: int) -> Iterator[BareLaptop]:
-    """One of the given number, which no other tests use."""
+def bare_laptop(cluster: Kubernetes, directory: Path, number: int, *setup: str) -> Iterator[BareLaptop]:
+    """One of the given number, which no other tests use; `setup`: what ip(8) is told there first."""
     with cluster.laptop2(number) as where:
+        for words in setup:
+            cluster.run("ip", *words.split(), where=where, check=True)
         addresses = ("ip", "-6", "address", "show", "tentative")  # RFC 4862 section 5.4: for a second or so
         eventually(lambda: not cluster.run(*addresses, where=where).stdout, 5, "its own IPv6 address")
         yield BareLaptop(cluster, where, directory)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,7 +226,7 @@ def test_a_server_that_is_not_to_be_reached(laptop: BareLaptop, server: str, sai
 
 
 def test_an_image_that_cannot_be_had(laptop: BareLaptop) -> None:
-    with laptop.cluster.namespace("h1-image") as namespace:
+    with laptop.cluster.namespace("image") as namespace:
         sentence = laptop.refused("--ephemeral", "--namespace", namespace, "--image", "tpvpn.test/none:1", code=6)
         assert "cannot start: ErrImagePull" in sentence or "cannot start: ImagePullBackOff" in sentence
         laptop.nothing_is_left(namespace)
@@ -233,7 +234,7 @@ def test_an_image_that_cannot_be_had(laptop: BareLaptop) -> None:
 
 @pytest.mark.parametrize("what", ["pods", "secrets", "count/jobs.batch"])
 def test_a_quota_that_refuses(laptop: BareLaptop, what: str) -> None:
-    namespace = f"h1-quota-{what.replace('/', '-').replace('.', '-')}"
+    namespace = f"quota-{what.replace('/', '-').replace('.', '-')}"
     with laptop.cluster.namespace(namespace):
         laptop.cluster.kubectl("create", "quota", "none", "--namespace", namespace, f"--hard={what}=0")
         code = 6 if what == "pods" else 4
@@ -249,7 +250,7 @@ def test_limits_that_refuse(laptop: BareLaptop) -> None:
         "metadata": {"name": "large"},
         "spec": {"limits": [{"type": "Container", "min": {"memory": "8Gi"}}]},
     }
-    with laptop.cluster.namespace("h1-limits") as namespace:
+    with laptop.cluster.namespace("limits") as namespace:
         laptop.cluster.kubectl("apply", "--namespace", namespace, "--filename", "-", input=json.dumps(limits))
         sentence = laptop.refused("--ephemeral", "--namespace", namespace, code=6)
         assert "minimum memory usage per Container is 8Gi" in sentence
@@ -258,11 +259,11 @@ def test_limits_that_refuse(laptop: BareLaptop) -> None:
 
 def test_a_policy_that_refuses_our_pod(laptop: BareLaptop) -> None:
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-    here = {"matchLabels": {"kubernetes.io/metadata.name": "h1-policy"}}
+    here = {"matchLabels": {"kubernetes.io/metadata.name": "policy"}}
     policy = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": "h1-no-pods"},
+        "metadata": {"name": "no-pods"},
         "spec": {
             "matchConstraints": {"resourceRules": [rule], "namespaceSelector": here},
             "validations": [{"expression": "false", "message": "no pods on Fridays"}],
@@ -271,11 +272,11 @@ def test_a_policy_that_refuses_our_pod(laptop: BareLaptop) -> None:
     binding = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": "h1-no-pods"},
-        "spec": {"policyName": "h1-no-pods", "validationActions": ["Deny"]},
+        "metadata": {"name": "no-pods"},
+        "spec": {"policyName": "no-pods", "validationActions": ["Deny"]},
     }
     kubectl = laptop.cluster.kubectl
-    with laptop.cluster.namespace("h1-policy") as namespace:
+    with laptop.cluster.namespace("policy") as namespace:
         kubectl(
             "apply",
             "--filename",
@@ -288,7 +289,7 @@ def test_a_policy_that_refuses_our_pod(laptop: BareLaptop) -> None:
             assert "no pods on Fridays" in sentence
             laptop.nothing_is_left(namespace)
         finally:
-            kubectl("delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "h1-no-pods")
+            kubectl("delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "no-pods")
 
 
 def is_admitted(cluster: Kubernetes, namespace: str) -> bool:
@@ -314,7 +315,7 @@ def test_an_installed_manager_that_is_garbage(laptop: BareLaptop, garbage: str, 
 
 @pytest.fixture(scope="module")
 def garbage(laptop: BareLaptop) -> Iterator[str]:
-    with laptop.cluster.namespace("h1-garbage") as namespace:
+    with laptop.cluster.namespace(f"garbage-{os.getpid()}") as namespace:
         yield namespace
 
 

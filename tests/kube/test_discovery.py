@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def laptop(cluster: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="module")
 def namespace(laptop: BareLaptop) -> Iterator[str]:
     """A namespace with a service and a pod, for users who have rights in it."""
-    with laptop.cluster.namespace("h1-discovery") as namespace:
+    with laptop.cluster.namespace(f"discovery-{os.getpid()}") as namespace:
         kubectl = laptop.cluster.kubectl
         server = ("--command", "--", "python3", "-m", "http.server", "8080")
         kubectl("run", "web", "--namespace", namespace, f"--image={IMAGE}", "--port=8080", "--expose", *server)
@@ -47,7 +48,7 @@ class User:
     def may(self, verbs: str, resources: str, *words: str, where: str | None = None) -> None:
         """A role in one namespace, in the user's own unless `where` says another; "" is the whole cluster."""
         kubectl, number = self.laptop.cluster.kubectl, time.monotonic_ns()
-        name = f"h1-{self.name}-{number}"
+        name = f"test-{self.name}-{number}"
         where = self.namespace if where is None else where
         kind, scope = ("role", ("--namespace", where)) if where else ("clusterrole", ())
         kubectl("create", kind, name, f"--verb={verbs}", f"--resource={resources}", *words, *scope)
@@ -78,14 +79,14 @@ def second_range(cluster: Kubernetes, cidr: str) -> Iterator[None]:
     made: dict[str, Any] = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "ServiceCIDR",
-        "metadata": {"name": "h1-second"},
+        "metadata": {"name": "second-range"},
         "spec": {"cidrs": [cidr]},
     }
     cluster.kubectl("apply", "--filename", "-", input=json.dumps(made))
     try:
         yield
     finally:
-        cluster.kubectl("delete", "servicecidr", "h1-second", "--wait=false")
+        cluster.kubectl("delete", "servicecidr", "second-range", "--wait=false")
 
 
 # -- all rights --------------------------------------------------------------------------------------------------------
@@ -168,11 +169,10 @@ def test_what_the_configuration_names_wins(user: User, tmp_path: Path) -> None:
     file.parent.mkdir()
     file.write_text("serviceCIDRs: [10.130.0.0/17]\npodCIDRs: [10.132.0.0/16]\n")
     subnets, warnings = user.plan(XDG_CONFIG_HOME=str(tmp_path))
-    source = f"{file} (user)"
-    assert subnets == [("10.130.0.0/17", "service", source), ("10.132.0.0/16", "pod", source)]
+    assert subnets == [("10.130.0.0/17", "service", f"{file} line 1"), ("10.132.0.0/16", "pod", f"{file} line 2")]
     assert warnings == []
     subnets, _ = user.plan("--service-cidr", SERVICES, XDG_CONFIG_HOME=str(tmp_path))
-    assert subnets == [(SERVICES, "service", "--service-cidr"), ("10.132.0.0/16", "pod", source)]
+    assert subnets == [(SERVICES, "service", "--service-cidr"), ("10.132.0.0/16", "pod", f"{file} line 2")]
 
 
 # -- one namespace -----------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ _LONGEST = 300
 """Characters of what somebody else says of an error."""
 _LARGEST_OBJECT, _LARGEST_LIST = 4 << 20, 64 << 20
 """Bytes: etcd takes no object above 1.5 MiB, and a page has PAGE of them."""
+_CHECK = "check proxy-url or HTTPS_PROXY"
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -208,9 +209,18 @@ class Cluster:
             raise ClusterError(
                 f"{self.server} has a certificate that the kubeconfig does not trust: {error.certificate_error}"
             ) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise ClusterError(
+                f"the proxy does not connect to {self.server}: it answered {error.status} {error.message}; {_CHECK}"
+            ) from error
+        except aiohttp.ClientConnectorError as error:
+            if error.host == self.endpoint.host:
+                raise ClusterError(f"cannot reach the API server {self.server}: {_plain(error.os_error)}") from error
+            raise ClusterError(
+                f"cannot reach the proxy {error.host} before {self.server}: {_plain(error.os_error)}; {_CHECK}"
+            ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            reason = getattr(error, "os_error", error)
-            raise ClusterError(f"cannot reach the API server {self.server}: {_plain(reason)}") from error
+            raise ClusterError(f"cannot reach the API server {self.server}: {_plain(error)}") from error
 
     async def watch(self, path: str) -> AsyncIterator[dict[str, Any]]:
         """Events of a list, beginning with what is there, for some minutes. Errors: every ClusterError."""
@@ -368,6 +378,8 @@ def _endpoint(configuration: "Configuration") -> Endpoint:
             raise ValueError
     except ValueError:
         raise ClusterError(f"the kubeconfig's server {server!r} is no https:// URL: correct it") from None
+    if configuration.proxy and not str(configuration.proxy).startswith("http://"):
+        raise ClusterError(f"the kubeconfig's proxy-url cannot be used: only http:// proxies can; {_CHECK}")
     tls = None
     if parts.scheme == "https":
         tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
