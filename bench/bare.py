@@ -12,7 +12,8 @@ import time
 import uvloop
 
 from bench.pod import MEBIBYTE, SINK, SOURCE
-from tpvpn.kube.api import Access, opened
+from tpvpn.kube.access import Access
+from tpvpn.kube.api import opened
 from tpvpn.link import RECEIVE_SIZE
 from tpvpn.pump import BATCH_BYTES
 from tpvpn.transport.apiserver import PortForward, Target, ThroughApiServer, Upgrade

@@ -20,7 +20,7 @@ LAYERS = {
     "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
     "engine": 4, "router": 4, "cluster": 4, "wishes": 4, "sessions": 4,
     "kube.subnets": 1, "kube.refusal": 1, "kube.manifest": 1, "kube.zipapp": 2,
-    "kube.api": 2, "kube.installed": 2, "kube.discover": 2, "kube.install": 2, "kube.helm": 2,
+    "kube.access": 2, "kube.api": 2, "kube.installed": 2, "kube.discover": 2, "kube.install": 2, "kube.helm": 2,
     "control": 5, "lab": 5,
     "cli": 6,
 }  # fmt: skip

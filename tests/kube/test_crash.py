@@ -12,7 +12,8 @@ from kubernetes_laptop import PATIENCE, KubernetesLaptop
 from peers import eventually
 from pod import inside
 from tpvpn.kube import manifest
-from tpvpn.kube.api import Access, opened
+from tpvpn.kube.access import Access
+from tpvpn.kube.api import opened
 from tpvpn.kube.install import Installer, Manager, name_for
 from tpvpn.kube.manifest import Ephemeral
 

@@ -14,7 +14,8 @@ from peers import Certificate, self_signed
 from pod import inside
 from tpvpn.engine import Transport
 from tpvpn.errors import ManagerError
-from tpvpn.kube.api import Access, opened
+from tpvpn.kube.access import Access
+from tpvpn.kube.api import opened
 from tpvpn.kube.zipapp import build
 from tpvpn.proto.session import Offer
 from tpvpn.proto.sessions import Question

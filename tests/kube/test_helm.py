@@ -24,7 +24,8 @@ from pod import inside
 from tpvpn import __version__, config
 from tpvpn.errors import TpvpnError
 from tpvpn.kube import manifest
-from tpvpn.kube.api import Access, opened
+from tpvpn.kube.access import Access
+from tpvpn.kube.api import opened
 from tpvpn.kube.helm import CHART, VERBS, words
 from tpvpn.proto.session import Offer
 from tpvpn.proto.token import parse_tokens

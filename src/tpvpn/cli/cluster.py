@@ -8,7 +8,7 @@ from tpvpn.rundir import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from tpvpn.cluster import Options
-    from tpvpn.kube.api import Access
+    from tpvpn.kube.access import Access
 
 _REPEATED = (
     *("--manager", "--token-file", "--tls-pin", "--kubeconfig", "--context", "--namespace", "--as", "--as-group"),
@@ -61,7 +61,7 @@ def add_manager_flags(group: "argparse._ArgumentGroup") -> None:  # pyright: ign
 def access(arguments: argparse.Namespace) -> "Access":
     """How the cluster is reached; from here on this process is an ordinary user's, as whoever reads a kubeconfig is."""
     from tpvpn.helper import rights
-    from tpvpn.kube.api import Access
+    from tpvpn.kube.access import Access
 
     rights.give_up()
     return Access(

@@ -12,13 +12,12 @@ import logging
 import os
 import re
 import ssl
-import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpvpn.errors import ClusterError
+from tpvpn.kube.access import CHECK_PROXY, Access, endpoint_of
 from tpvpn.kube.refusal import ForbiddenError, answer_of, event_of, nonsense, page_of, refusal
 
 if TYPE_CHECKING:
@@ -36,34 +35,7 @@ _LONGEST = 300
 """Characters of what somebody else says of an error."""
 _LARGEST_OBJECT, _LARGEST_LIST = 4 << 20, 64 << 20
 """Bytes: etcd takes no object above 1.5 MiB, and a page has PAGE of them."""
-_CHECK = "check proxy-url or HTTPS_PROXY"
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How a user names a cluster: kubectl's flags of the same names; `timeout` in seconds for one request."""
-
-    kubeconfig: str | None = None
-    context: str | None = None
-    namespace: str | None = None
-    user: str | None = None
-    """--as: whom to be instead."""
-    groups: tuple[str, ...] = ()
-    timeout: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the API server is, for whoever opens a connection of their own."""
-
-    host: str
-    port: int
-    base: str
-    """The path before /api; "" mostly."""
-    tls: ssl.SSLContext | None
-    server_name: str
-    proxy: str | None
 
 
 class Cluster:
@@ -85,7 +57,7 @@ class Cluster:
         with _short_lived_files():
             await self._log_in()
             try:
-                self.endpoint = _endpoint(self._configuration)
+                self.endpoint = endpoint_of(self._configuration)
                 self._client = ApiClient(self._configuration)
             except (OSError, ValueError) as error:  # SSLError is an OSError
                 raise ClusterError(f"the kubeconfig's certificates cannot be used: {error}") from error
@@ -211,13 +183,13 @@ class Cluster:
             ) from error
         except aiohttp.ClientHttpProxyError as error:
             raise ClusterError(
-                f"the proxy does not connect to {self.server}: it answered {error.status} {error.message}; {_CHECK}"
+                f"the proxy does not connect to {self.server}, it answered {error.status} {error.message}: {CHECK_PROXY}"
             ) from error
         except aiohttp.ClientConnectorError as error:
             if error.host == self.endpoint.host:
                 raise ClusterError(f"cannot reach the API server {self.server}: {_plain(error.os_error)}") from error
             raise ClusterError(
-                f"cannot reach the proxy {error.host} before {self.server}: {_plain(error.os_error)}; {_CHECK}"
+                f"cannot reach the proxy {error.host} before {self.server}: {_plain(error.os_error)}; {CHECK_PROXY}"
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ClusterError(f"cannot reach the API server {self.server}: {_plain(error)}") from error
@@ -368,28 +340,6 @@ def _short_lived_files() -> Generator[None]:
         yield
     finally:
         kube_config._cleanup_temp_files()  # pyright: ignore[reportPrivateUsage]
-
-
-def _endpoint(configuration: "Configuration") -> Endpoint:
-    server = str(configuration.host)
-    try:
-        parts = urllib.parse.urlsplit(server)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-            raise ValueError
-    except ValueError:
-        raise ClusterError(f"the kubeconfig's server {server!r} is no https:// URL: correct it") from None
-    if configuration.proxy and not str(configuration.proxy).startswith("http://"):
-        raise ClusterError(f"the kubeconfig's proxy-url cannot be used: only http:// proxies can; {_CHECK}")
-    tls = None
-    if parts.scheme == "https":
-        tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-        if configuration.cert_file:
-            tls.load_cert_chain(configuration.cert_file, configuration.key_file)
-        if not configuration.verify_ssl:
-            tls.check_hostname = False
-            tls.verify_mode = ssl.CERT_NONE
-    host, port = parts.hostname, parts.port or (443 if tls else 80)
-    return Endpoint(host, port, parts.path.rstrip("/"), tls, configuration.tls_server_name or host, configuration.proxy)
 
 
 def _words(method: str, path: str) -> str:
