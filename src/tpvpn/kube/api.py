@@ -183,7 +183,8 @@ class Cluster:
             ) from error
         except aiohttp.ClientHttpProxyError as error:
             raise ClusterError(
-                f"the proxy does not connect to {self.server}, it answered {error.status} {error.message}: {CHECK_PROXY}"
+                f"the proxy does not connect to {self.server}: "
+                f"it answered {error.status} {error.message}; {CHECK_PROXY}"
             ) from error
         except aiohttp.ClientConnectorError as error:
             if error.host == self.endpoint.host:
