@@ -14,6 +14,7 @@ from tpvpn.proto.handshake import NONCE_LENGTH, ClientSide
 from tpvpn.proto.session import ClientHandshake, Offer, Terms
 from tpvpn.pump import Counters, OwnAddress, Pump
 from tpvpn.transport.stream import Stream
+from tpvpn.transport.tcp import DEAD_AFTER
 from tpvpn.tun import Tun
 from tpvpn.wire import frame
 
@@ -21,8 +22,6 @@ HANDSHAKE_TIMEOUT = 10.0
 CONFIG_TIMEOUT = 10.0
 HEARTBEAT = 5.0
 """Seconds between two pings to the manager; they cost some 15 bytes a second."""
-DEAD_AFTER = 15.0
-"""Seconds without anything from the manager after which the link is lost."""
 
 
 async def shake_hands(stream: Stream, early: bytes, token: bytes, offer: Offer) -> tuple[Terms, bytes]:
@@ -121,7 +120,7 @@ class Tunnel:
         if heard != self._heard or now > self._due + HEARTBEAT:  # this process, or the whole laptop, had slept
             self._heard, self._proved = heard, now
         if now - self._proved >= DEAD_AFTER:
-            self._end(LinkLostError(f"the manager did not answer for {DEAD_AFTER:.0f} s"))
+            self._end(LinkLostError(f"the manager did not answer for {DEAD_AFTER} s"))
             return
         self._due = now + HEARTBEAT
         self._beating = self._loop.call_at(self._due, self._beat)

@@ -56,7 +56,7 @@ class FromCluster:
     def __init__(self, cluster: Cluster, admins: Installed | None, make: Make, say: Callable[[str], None]) -> None:
         self._cluster, self._admins, self._make, self._say = cluster, admins, make, say
         self._config = Config()
-        self._seen = Discovered(Observed(), (), False)
+        self._seen = Discovered(Observed(), ())
         self._facts: Mapping[str, Any] = {}
         self._changed = asyncio.Event()
         self._told = set[str]()

@@ -32,6 +32,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
 
 
+def say(text: str) -> None:
+    """A line for the user, beside what the command prints."""
+    print(f"tpvpn: {text}", file=sys.stderr, flush=True)
+
+
 def _parser() -> argparse.ArgumentParser:
     from tpvpn.cli import cleanup, config, connect, helm, lab, manager, plan, sessions, why
 

@@ -2,13 +2,16 @@
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from tpvpn.cli.routing import routing
 from tpvpn.rundir import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from tpvpn.cluster import Options
     from tpvpn.kube.access import Access
+    from tpvpn.route.verdict import Request
 
 _REPEATED = (
     *("--manager", "--token-file", "--tls-pin", "--kubeconfig", "--context", "--namespace", "--as", "--as-group"),
@@ -74,7 +77,13 @@ def access(arguments: argparse.Namespace) -> "Access":
     )
 
 
-def given(arguments: argparse.Namespace) -> Iterator[str]:
+def request_of(arguments: argparse.Namespace, *found: Any) -> "Request":
+    """What `routing` makes of the flags; the commands of its fixes repeat those about the cluster too."""
+    request = routing(arguments, *found)
+    return replace(request, policy=replace(request.policy, given=(*request.policy.given, *_given(arguments))))
+
+
+def _given(arguments: argparse.Namespace) -> Iterator[str]:
     """The words about session, cluster and manager, which a command to paste repeats."""
     from tpvpn.kube.manifest import IMAGE
 

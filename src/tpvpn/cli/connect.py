@@ -7,19 +7,17 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpvpn.cli import Commands
-from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, given, manager_options
-from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
+from tpvpn.cli import Commands, say
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, manager_options, request_of
+from tpvpn.cli.routing import add_routing_flags, names_a_cluster
 from tpvpn.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
     from tpvpn.engine import Settings
-    from tpvpn.route.verdict import Request
     from tpvpn.transport.tcp import Direct
 
 
@@ -82,7 +80,7 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
             if not await _first(preparing, stopped):
                 await _cancel(preparing)
                 return stopped.result()
-            engine, ready = Engine(preparing.result(), helper, _say), asyncio.Event()
+            engine, ready = Engine(preparing.result(), helper, say), asyncio.Event()
             running = asyncio.create_task(engine.run(ready))
             if await _first(asyncio.create_task(ready.wait()), running, stopped):
                 async with control.serving(engine.directory, engine.status, partial(_stop, stopped, 0)):
@@ -153,7 +151,7 @@ class Command:
                 self._pass_on(self._told)
             code = await self._process.wait()
         except OSError as error:  # as a shell does: 127 not found, 126 not to be run
-            _say(f"cannot run {self._argv[0]}: {error.strerror}")
+            say(f"cannot run {self._argv[0]}: {error.strerror}")
             code = 127 if isinstance(error, FileNotFoundError) else 126
         _stop(self._stopped, code if code >= 0 else 128 - code)
 
@@ -191,10 +189,7 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     from tpvpn.engine import Settings
     from tpvpn.wishes import Fixed, FromCluster
 
-    def make(*found: Any) -> "Request":
-        request = routing(arguments, *found)
-        return replace(request, policy=replace(request.policy, given=(*request.policy.given, *given(arguments))))
-
+    make = partial(request_of, arguments)
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
         return Settings(arguments.name, socket.gethostname(), transport, Fixed(make()))
@@ -203,11 +198,11 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
 
     options = manager_options(arguments)
     cluster = await stack.enter_async_context(opened(access(arguments)))
-    found = await managers(cluster, options, _say)
-    wishes = FromCluster(cluster, found.admins, make, _say)
+    found = await managers(cluster, options, say)
+    wishes = FromCluster(cluster, found.admins, make, say)
     await wishes.look()
     if transport is None:
-        transport = await stack.enter_async_context(transport_to(cluster, found, options.way, _say))
+        transport = await stack.enter_async_context(transport_to(cluster, found, options.way, say))
     return Settings(arguments.name, socket.gethostname(), transport, wishes)
 
 
@@ -223,12 +218,12 @@ def direct(arguments: argparse.Namespace) -> "Direct | None":
 
 
 def _token(file: str | None) -> bytes:
-    from tpvpn.proto.token import ANONYMOUS, parse_tokens
+    from tpvpn.proto.token import ANONYMOUS, first_token
 
     if file is None:
         return next(iter(ANONYMOUS.values()))
     try:
-        return next(iter(parse_tokens(Path(file).read_text()).values()))
+        return first_token(Path(file).read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"cannot read the token file {file}: {reason}") from error
@@ -236,7 +231,7 @@ def _token(file: str | None) -> bytes:
 
 def _announce(ready_fd: int | None) -> None:
     """Tell whoever waits that the session is ready."""
-    _say("ready")
+    say("ready")
     if ready_fd is not None:
         with contextlib.suppress(OSError):
             os.write(ready_fd, b"ready\n")
@@ -244,7 +239,3 @@ def _announce(ready_fd: int | None) -> None:
     if service := os.environ.get("NOTIFY_SOCKET"):  # sd_notify(3)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.sendto(b"READY=1", "\0" + service[1:] if service.startswith("@") else service)
-
-
-def _say(text: str) -> None:
-    print(f"tpvpn: {text}", file=sys.stderr, flush=True)

@@ -3,11 +3,10 @@
 import argparse
 import json
 import socket
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tpvpn.cli import Commands
+from tpvpn.cli import Commands, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace
 from tpvpn.cli.connect import add_endpoint_flags, direct
 
@@ -68,12 +67,8 @@ async def _ask(arguments: argparse.Namespace, question: "Question") -> "Answer":
     from tpvpn.kube.api import opened
 
     async with opened(access(arguments)) as cluster:
-        found = await managers(cluster, Options(arguments.manager_namespace), _say)
-        return await ask_each(to_each(cluster, found, _say), question)
-
-
-def _say(text: str) -> None:
-    print(f"tpvpn: {text}", file=sys.stderr)
+        found = await managers(cluster, Options(arguments.manager_namespace), say)
+        return await ask_each(to_each(cluster, found, say), question)
 
 
 def _text(answer: "Answer") -> list[str]:

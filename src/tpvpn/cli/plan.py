@@ -3,11 +3,11 @@
 import argparse
 import os
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from tpvpn.cli import Commands
-from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, given
+from tpvpn.cli import Commands, say
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import ConflictError
 
@@ -55,19 +55,11 @@ async def _request(arguments: argparse.Namespace) -> "Request":
     from tpvpn.kube.installed import NAME, installed
     from tpvpn.wishes import FromCluster
 
-    def make(*found: Any) -> "Request":
-        request = routing(arguments, *found)
-        return replace(request, policy=replace(request.policy, given=(*request.policy.given, *given(arguments))))
-
     async with opened(access(arguments)) as cluster:
         admins = await installed(cluster, arguments.manager_namespace or NAME)
-        wishes = FromCluster(cluster, admins, make, _say)
+        wishes = FromCluster(cluster, admins, partial(request_of, arguments), say)
         await wishes.look()
     return wishes.request
-
-
-def _say(text: str) -> None:
-    print(f"tpvpn: {text}", file=sys.stderr)
 
 
 def quiet(_: str) -> None:

@@ -30,8 +30,6 @@ class Discovered:
 
     observed: Observed
     forbidden: tuple[str, ...]
-    whole: bool
-    """Pods and services of all namespaces were seen."""
 
 
 class Discovery:
@@ -40,7 +38,6 @@ class Discovery:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._forbidden: list[str] = []
-        self._whole = True
 
     async def run(self) -> Discovered:
         """Ask for everything. ClusterError when the API server cannot be reached or does not know us."""
@@ -61,7 +58,7 @@ class Discovery:
         )
         if not cidrs:
             observed = replace(observed, refusal=await self._refusal())
-        return Discovered(observed, tuple(self._forbidden), self._whole)
+        return Discovered(observed, tuple(self._forbidden))
 
     async def _allowed(self, asking: Awaitable[T], instead: T) -> T:
         try:
@@ -98,7 +95,6 @@ class Discovery:
             return await self._listed(f"/api/v1/{resource}", addresses)
         except ForbiddenError as error:
             self._forbidden.append(str(error))
-            self._whole = False
         own = f"/api/v1/namespaces/{self._cluster.namespace}/{resource}"
         return await self._allowed(self._listed(own, addresses), ())
 

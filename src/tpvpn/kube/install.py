@@ -20,7 +20,7 @@ from tpvpn.kube import manifest, zipapp
 from tpvpn.kube.api import Cluster
 from tpvpn.kube.manifest import PORT, Ephemeral, Object
 from tpvpn.kube.refusal import ExistsError, ForbiddenError, MissingError
-from tpvpn.proto.token import parse_tokens
+from tpvpn.proto.token import first_token
 
 PATIENCE = 90.0
 """Seconds for a manager to be ready, its image pulled."""
@@ -84,7 +84,7 @@ class Installer:
                         return None
                 elif _is_ready(pod):
                     kept = await self._cluster.get(self._path("secrets", self._wanted.name))
-                    token = next(iter(parse_tokens(base64.b64decode(kept["data"]["tokens"]).decode()).values()))
+                    token = first_token(base64.b64decode(kept["data"]["tokens"]).decode())
                     self._kind = "jobs" if pod["metadata"].get("ownerReferences") else "pods"
                     self.used = True
                     return Manager(self._wanted.namespace, pod["metadata"]["name"], PORT, token)

@@ -14,7 +14,7 @@ from typing import Any
 from tpvpn.errors import ManagerError, UsageError
 from tpvpn.kube.api import Cluster
 from tpvpn.kube.refusal import ForbiddenError, MissingError
-from tpvpn.proto.token import parse_tokens
+from tpvpn.proto.token import first_token
 
 NAME = "tpvpn"
 """Of each object, and of the namespace unless the user names another."""
@@ -85,11 +85,11 @@ async def credentials(cluster: Cluster, manager: Installed, *, admin: bool = Fal
         with contextlib.suppress(ForbiddenError, MissingError):
             whose = await cluster.get(f"{secrets}/{NAME}-admin")
     try:
-        tokens = parse_tokens(base64.b64decode(whose["data"]["tokens"]).decode())
+        token = first_token(base64.b64decode(whose["data"]["tokens"]).decode())
         certificate = base64.b64decode(found["data"]["tls.crt"]).decode() if manager.encrypted else None
         pin = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).digest() if certificate else None
     except (KeyError, ValueError, TypeError, binascii.Error, UsageError):
         raise ManagerError(
             f"secret {manager.namespace}/{NAME} is not what `tpvpn helm install` makes: install tpvpn again"
         ) from None
-    return Credentials(next(iter(tokens.values())), pin)
+    return Credentials(token, pin)

@@ -10,10 +10,10 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.manager.kernel_exit import KernelExit
@@ -24,6 +24,7 @@ from tpvpn.manager.socket_exit import KEPT_DESCRIPTORS, MAX_FLOWS, SocketExit
 from tpvpn.proto.token import ANONYMOUS, parse_tokens
 
 log = logging.getLogger("tpvpn.manager")
+_Told = TypeVar("_Told")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -178,18 +179,25 @@ class _Tokens:
         return self._tokens
 
     def _read(self) -> None:
-        seen, texts = list[tuple[int, int]](), list[str]()
-        for path in self._paths:
-            try:
-                status = path.stat()
-                seen.append((status.st_mtime_ns, status.st_ino))
-                texts.append(path.read_text())
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is not text"
-                raise UsageError(f"cannot read the token file {path}: {reason}") from error
+        seen = [_told(path, _changed) for path in self._paths]
         if seen != self._seen:
-            self._tokens = parse_tokens("\n".join(texts))
+            self._tokens = parse_tokens("\n".join(_told(path, Path.read_text) for path in self._paths))
             self._seen = seen
+
+
+def _changed(path: Path) -> tuple[int, int]:
+    """Another value when the file is another."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+def _told(path: Path, do: Callable[[Path], _Told]) -> _Told:
+    """What a token file gives; UsageError when it cannot be read."""
+    try:
+        return do(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read the token file {path}: {reason}") from error
 
 
 def _tls(options: argparse.Namespace) -> tuple[ssl.SSLContext, bytes] | None:

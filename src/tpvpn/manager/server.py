@@ -28,7 +28,7 @@ from tpvpn.proto.session import ManagerHandshake, Offer, RefusedError, Terms
 from tpvpn.proto.sessions import Question
 from tpvpn.transport.inner_tls import FIRST_BYTE, InnerTlsStream
 from tpvpn.transport.stream import NO_CERTIFICATE, Stream
-from tpvpn.transport.tcp import fit_to_path, tune
+from tpvpn.transport.tcp import authority, fit_to_path, tune
 from tpvpn.transport.upgrade import ENCRYPTED, MAX_HEAD, PATH, PROTOCOL
 from tpvpn.wire import frame, vnet
 from tpvpn.wire.vnet import Offload
@@ -300,11 +300,8 @@ async def _secure(stream: Stream, early: bytes, context: ssl.SSLContext, certifi
 
 
 def _shown(peer: tuple[str, int]) -> str:
-    host, port = (
-        peer[0].removeprefix("::ffff:"),
-        peer[1],
-    )  # IPv4 on a socket of both families (RFC 4291 section 2.5.5.2)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    # IPv4 on a socket of both families (RFC 4291 section 2.5.5.2)
+    return authority(peer[0].removeprefix("::ffff:"), peer[1])
 
 
 def _facts() -> dict[str, object]:

@@ -9,6 +9,11 @@ ANONYMOUS = {"anonymous": b""}
 """The tokens of a manager that was started with --insecure, and of a client without a token."""
 
 
+def first_token(text: str) -> bytes:
+    """The token that a client uses of such a file. Errors as of `parse_tokens`."""
+    return next(iter(parse_tokens(text).values()))
+
+
 def parse_tokens(text: str) -> dict[str, bytes]:
     """Tokens by name, in the file's order; UsageError for a line without a token, a name given twice, an empty file."""
     tokens: dict[str, bytes] = {}

@@ -18,7 +18,7 @@ from tpvpn.kube.api import Cluster
 from tpvpn.kube.refusal import refusal
 from tpvpn.transport.inner_tls import InnerTlsStream, encrypted
 from tpvpn.transport.stream import NO_CERTIFICATE, Stream
-from tpvpn.transport.tcp import connect, first, resolve
+from tpvpn.transport.tcp import authority, connect, first, resolve
 from tpvpn.transport.upgrade import ENCRYPTED, PATH, PROTOCOL, RefusedUpgradeError, upgrade
 from tpvpn.transport.websocket import WebSocketStream
 
@@ -60,10 +60,6 @@ class ThroughApiServer(ABC):
         """The addresses of the API server, or of the proxy before it; ManagerError when there are none."""
         return await resolve(*next_hop(self._cluster), self.purpose)
 
-    def warning(self, addresses: list[str]) -> str | None:
-        """Nothing: it is the way of kubectl."""
-        return None
-
     async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]:
         """A stream on which frames may begin. ClusterError when the API server refuses, else ManagerError."""
         headers = await self._cluster.headers()
@@ -76,8 +72,7 @@ class ThroughApiServer(ABC):
 
     @property
     def _authority(self) -> str:
-        host, port = self._cluster.endpoint.host, self._cluster.endpoint.port
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return authority(self._cluster.endpoint.host, self._cluster.endpoint.port)
 
     async def _dial(self, address: str, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:
         stream = Stream(await connect(address, next_hop(self._cluster)[1]))

@@ -135,8 +135,12 @@ async def encrypted(below: Stream, early: bytes, pin: bytes, whom: str) -> Inner
         raise ManagerError(
             f"{whom} does not speak TLS as expected ({error.reason or error}): was it started with --tls-cert?"
         ) from error
-    if not hmac.compare_digest(stream.certificate_hash, pin):
-        raise ImpostorError(
-            f"the certificate of {whom} is not the pinned one: it has sha256:{stream.certificate_hash.hex()}"
-        )
+    check_pin(stream, pin, whom)
     return stream
+
+
+def check_pin(stream: InnerTlsStream, pin: bytes, whom: str) -> None:
+    """ImpostorError unless the other end's certificate has this SHA-256."""
+    seen = stream.certificate_hash
+    if not hmac.compare_digest(seen, pin):
+        raise ImpostorError(f"the certificate of {whom} is not the pinned one: it has sha256:{seen.hex()}")

@@ -5,7 +5,6 @@ kept out of the tunnel.
 """
 
 import asyncio
-import hmac
 import ipaddress
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tpvpn.errors import ManagerError, UsageError
-from tpvpn.transport.inner_tls import InnerTlsStream
+from tpvpn.transport.inner_tls import InnerTlsStream, check_pin
 from tpvpn.transport.stream import Stream
 from tpvpn.transport.upgrade import upgrade
 
@@ -43,12 +42,17 @@ class Endpoint:
     @property
     def authority(self) -> str:
         """host:port, as in a URL."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return authority(self.host, self.port)
 
     @property
     def url(self) -> str:
         """As the user wrote it."""
         return f"{'tls' if self.tls else 'tcp'}://{self.authority}"
+
+
+def authority(host: str, port: int) -> str:
+    """host:port, as in a URL (RFC 3986 section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_endpoint(url: str, pin: str | None = None) -> Endpoint:
@@ -189,9 +193,8 @@ async def _secure(endpoint: Endpoint, stream: Stream) -> Stream:
             f"the certificate of {endpoint.authority} is not trusted ({error.verify_message}): give --tls-pin sha256:… "
             "with the digest that its administrator tells you"
         ) from error
-    seen = secured.certificate_hash
-    if endpoint.pin and not hmac.compare_digest(seen, endpoint.pin):
-        raise ManagerError(f"the certificate of {endpoint.authority} is not the pinned one: it has sha256:{seen.hex()}")
+    if endpoint.pin:
+        check_pin(secured, endpoint.pin, endpoint.authority)
     return secured
 
 
