@@ -26,6 +26,11 @@ from tpvpn.transport.stream import Stream
 from tpvpn.transport.tcp import resolve
 
 Way = Literal["auto", "upgrade", "portforward"]
+_WAYS: dict[Way, tuple[type[ThroughApiServer], ...]] = {
+    "auto": (Upgrade, PortForward),
+    "upgrade": (Upgrade,),
+    "portforward": (PortForward,),
+}
 _LEAVING = 5.0
 """Seconds at the end of a session for finding out who else uses its manager."""
 
@@ -42,29 +47,17 @@ class Options:
     way: Way = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Managers:
-    """Where a manager is, or may be started."""
-
-    admins: Installed | None
-    own: Installer | None
-
-
-async def managers(cluster: Cluster, options: Options, say: Callable[[str], None]) -> Managers:
-    """Look for an installed one. ClusterError when there is none, and none of the user's own is wanted."""
-    admins = None
-    if not options.ephemeral:
-        admins = await installed(cluster, options.namespace or NAME)
-    if options.ephemeral is False:
-        if not admins:
-            raise ClusterError(
-                f"no manager that you may use is installed in namespace {options.namespace or NAME}: ask an admin for "
-                "`tpvpn helm install`, name another with --manager-namespace, or leave out --no-ephemeral"
-            )
-        return Managers(admins, None)
-    namespace = options.namespace or cluster.namespace
-    wanted = Ephemeral(await name_for(cluster), namespace, options.image, options.pull_secrets)
-    return Managers(admins, Installer(cluster, wanted, say))
+async def find(cluster: Cluster, options: Options) -> Installed | None:
+    """The installed one, if it is wanted. ClusterError when there is none, and none of the user's own is wanted."""
+    if options.ephemeral:
+        return None
+    found = await installed(cluster, options.namespace or NAME)
+    if not found and options.ephemeral is False:
+        raise ClusterError(
+            f"no manager that you may use is installed in namespace {options.namespace or NAME}: ask an admin for "
+            "`tpvpn helm install`, name another with --manager-namespace, or leave out --no-ephemeral"
+        )
+    return found
 
 
 class ClusterTransport:
@@ -77,11 +70,16 @@ class ClusterTransport:
     patience = 60.0
 
     def __init__(
-        self, cluster: Cluster, managers: Managers, way: Way, say: Callable[[str], None], asked: str | None = None
+        self,
+        cluster: Cluster,
+        admins: Installed | None,
+        options: Options,
+        say: Callable[[str], None],
+        asked: str | None = None,
     ) -> None:
-        self._asked = asked
-        self._cluster, self._managers, self._say = cluster, managers, say
-        self._ways = (Upgrade, PortForward) if way == "auto" else ((Upgrade,) if way == "upgrade" else (PortForward,))
+        self._cluster, self._admins, self._options, self._say, self._asked = cluster, admins, options, say, asked
+        self._ways = _WAYS[options.way]
+        self._own: Installer | None = None
         self._used: ThroughApiServer | None = None
 
     @property
@@ -118,27 +116,33 @@ class ClusterTransport:
 
     async def _tried(self) -> Sequence[ThroughApiServer]:
         """All ways to the manager, in order. Errors: ClusterError, ManagerError."""
-        admins, own = self._managers.admins, self._managers.own
-        if admins:
-            admins = await installed(self._cluster, admins.namespace) or admins  # it may have been upgraded
+        if self._admins:
+            if self._used:  # it may have been upgraded meanwhile
+                self._admins = await installed(self._cluster, self._admins.namespace) or self._admins
             try:
-                keys = await credentials(self._cluster, admins, admin=bool(self._asked))
+                keys = await credentials(self._cluster, self._admins, admin=bool(self._asked))
             except ForbiddenError as error:
-                if not own:
+                if self._options.ephemeral is False:
                     raise
-                self._say(f"warning: the manager of namespace {admins.namespace} is not for you: {error}")
+                self._say(f"warning: the manager of namespace {self._admins.namespace} is not for you: {error}")
+                self._admins = None
             else:
-                return [way(self._cluster, target, keys.token, keys.pin) for way, target in self._to(admins)]
-        assert own
+                return [way(self._cluster, target, keys.token, keys.pin) for way, target in self._to(self._admins)]
+        self._own = own = self._own or await self._installer()
         manager = await (own.running() if self._asked else own.manager())
         if not manager:
             raise ClusterError(
                 "no manager is installed that you may use, and none of your own runs: nobody is connected"
             )
-        self._managers = Managers(None, own)
         self._say(f"manager {manager.namespace}/{manager.pod} is ready")
         target = Target(manager.namespace, "pods", manager.pod, manager.port)
         return [way(self._cluster, target, manager.token) for way in self._ways]
+
+    async def _installer(self) -> Installer:
+        options = self._options
+        namespace = options.namespace or self._cluster.namespace
+        wanted = Ephemeral(await name_for(self._cluster), namespace, options.image, options.pull_secrets)
+        return Installer(self._cluster, wanted, self._say)
 
     def _to(self, admins: Installed) -> Iterator[tuple[type[ThroughApiServer], Target]]:
         """The service's proxy chooses a pod that is ready; for a port-forward each is tried, from any of them on."""
@@ -154,10 +158,9 @@ class ClusterTransport:
 
     async def leave(self) -> None:
         """Remove the user's own manager, unless another session uses it still. One that cannot be ends by itself."""
-        own = self._managers.own
-        if own and own.used and not await self._is_shared():
+        if self._own and self._own.used and not await self._is_shared():
             try:
-                await own.remove()
+                await self._own.remove()
             except ClusterError as error:
                 self._say(f"warning: your manager could not be removed, and ends by itself: {error}")
 
@@ -178,18 +181,20 @@ class ClusterTransport:
             return True  # nobody can tell: when it is idle it ends by itself
 
 
-def to_each(cluster: Cluster, found: Managers, say: Callable[[str], None]) -> list[ClusterTransport]:
+def to_each(
+    cluster: Cluster, admins: Installed | None, options: Options, say: Callable[[str], None]
+) -> list[ClusterTransport]:
     """Ways to ask each pod of the manager."""
-    pods = found.admins.pods if found.admins else ["own"]
-    return [ClusterTransport(cluster, found, "auto", say, asked=pod) for pod in pods]
+    pods = admins.pods if admins else ["own"]
+    return [ClusterTransport(cluster, admins, options, say, asked=pod) for pod in pods]
 
 
 @contextlib.asynccontextmanager
 async def transport_to(
-    cluster: Cluster, found: Managers, way: Way, say: Callable[[str], None]
+    cluster: Cluster, admins: Installed | None, options: Options, say: Callable[[str], None]
 ) -> AsyncGenerator[ClusterTransport]:
     """The way to a manager; one of the user's own is removed at the end, when nobody uses it any more."""
-    transport = ClusterTransport(cluster, found, way, say)
+    transport = ClusterTransport(cluster, admins, options, say)
     try:
         yield transport
     finally:

@@ -20,7 +20,7 @@ from tpvpn.route.changes import Changes
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request
 from tpvpn.router import Router
-from tpvpn.transport.stream import Stream
+from tpvpn.transport.stream import Dialler, Stream
 from tpvpn.tunnel import Tunnel, shake_hands
 from tpvpn.wire import vnet
 
@@ -54,8 +54,8 @@ class Wishes(Protocol):
         ...
 
 
-class Transport(Protocol):
-    """A way to a byte stream to the manager."""
+class Transport(Dialler, Protocol):
+    """A way to a byte stream to the manager, and what a session wants to know of it."""
 
     @property
     def name(self) -> str:
@@ -72,21 +72,8 @@ class Transport(Protocol):
         """Seconds for which a link that was lost is tried to be had again."""
         ...
 
-    async def resolve(self) -> list[str]:
-        """The addresses to dial. Errors: ManagerError, ClusterError."""
-        ...
-
-    @property
-    def token(self) -> bytes:
-        """What proves to the manager who we are; known once it has dialled."""
-        ...
-
     def warning(self, addresses: list[str]) -> str | None:
         """What a user should know before it is used."""
-        ...
-
-    async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]:
-        """A stream on which frames may begin, and the bytes that came early. Errors: ManagerError, ClusterError."""
         ...
 
 
@@ -112,7 +99,7 @@ class Engine:
             await self._router.look(self._settings.name, _dialled(transport, addresses))
             await stack.enter_async_context(self._helped())
             await self._router.look_closer(self._helper, self._claimed)
-            stream, early = await self._reach_manager(addresses)
+            self._terms, stream, early = await self._reach_manager(addresses)
             stack.callback(stream.close)
             await self._open_device(stack, stream, early)
             await self._router.attach(self._terms, self._set_virtual)
@@ -130,7 +117,7 @@ class Engine:
         finally:
             await self._helper.close()
 
-    async def _reach_manager(self, addresses: list[str], had: Terms | None = None) -> tuple[Stream, bytes]:
+    async def _reach_manager(self, addresses: list[str], had: Terms | None = None) -> tuple[Terms, Stream, bytes]:
         """A session with a manager, in the place of the one that we had. Errors: ManagerError, ClusterError."""
         settings = self._settings
         if warning := settings.transport.warning(addresses):
@@ -140,24 +127,23 @@ class Engine:
             offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
             if had:
                 offer = replace(offer, ipv4=had.ipv4, ipv6=had.ipv6, session=had.session)
-            self._terms, early = await shake_hands(stream, early, settings.transport.token, offer)
-            settings.wishes.learn(self._terms.facts)
+            terms, early = await shake_hands(stream, early, settings.transport.token, offer)
+            settings.wishes.learn(terms.facts)
         except BaseException:
             stream.close()
             raise
         self._router.change(settings.wishes.request)
-        self._say(f"manager {self._terms.pod} took us in by {settings.transport.name}")
-        if silent := self._terms.without_ping:
+        self._say(f"manager {terms.pod} took us in by {settings.transport.name}")
+        if silent := terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
-        return stream, early
+        return terms, stream, early
 
     async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> None:
         """Open the TUN with the addresses that the manager gave, and let packets flow."""
         terms = self._terms
-        self._granted = _addresses(terms)
         self._tun, self._addresses = await self._helper.open_tun(
             mtu=terms.mtu,
-            addresses=self._granted,
+            addresses=_addresses(terms),
             offload=bool(terms.offloads),
             txqueuelen=QUEUE_LENGTH,
         )
@@ -231,12 +217,11 @@ class Engine:
         transport, had = self._settings.transport, self._terms
         addresses = await transport.resolve()
         await self._router.keep_out(_dialled(transport, addresses))
-        stream, early = await self._reach_manager(addresses, had)
-        terms = self._terms
-        if _addresses(terms) != self._granted or bool(terms.offloads) != bool(had.offloads):
+        terms, stream, early = await self._reach_manager(addresses, had)
+        if _addresses(terms) != _addresses(had) or bool(terms.offloads) != bool(had.offloads):
             stream.close()
-            self._terms = had
             raise ManagerError("the manager has other addresses or offloads for this laptop: connect again")
+        self._terms = terms
         self._carried = self._traffic()
         self._begin_tunnel(stream, early)
         try:

@@ -2,25 +2,15 @@
 
 import secrets
 from collections.abc import Sequence
-from typing import Protocol
 
 from tpvpn.errors import ClusterError, ManagerError, TpvpnError
 from tpvpn.proto.handshake import NONCE_LENGTH
 from tpvpn.proto.sessions import Answer, Question, SessionsHandshake
-from tpvpn.transport.stream import Stream
+from tpvpn.transport.stream import Dialler
 from tpvpn.tunnel import converse
 
 
-class Transport(Protocol):
-    """A way to a manager."""
-
-    @property
-    def token(self) -> bytes: ...
-    async def resolve(self) -> list[str]: ...
-    async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]: ...
-
-
-async def ask_each(transports: Sequence[Transport], question: Question) -> Answer:
+async def ask_each(transports: Sequence[Dialler], question: Question) -> Answer:
     """What the pods of one manager answer, together. Errors as of `ask`, when all of them give one."""
     answers, errors = list[Answer](), list[TpvpnError]()
     for transport in transports:
@@ -34,7 +24,7 @@ async def ask_each(transports: Sequence[Transport], question: Question) -> Answe
     return Answer(answers[0].user, sessions, [one for answer in answers for one in answer.ended])
 
 
-async def ask(transport: Transport, question: Question) -> Answer:
+async def ask(transport: Dialler, question: Question) -> Answer:
     """What the manager answers. ManagerError when it refuses, or is not to be reached; ClusterError."""
     stream, early = await transport.dial(await transport.resolve())
     try:

@@ -193,16 +193,16 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
         return Settings(arguments.name, socket.gethostname(), transport, Fixed(make()))
-    from tpvpn.cluster import managers, transport_to
+    from tpvpn.cluster import find, transport_to
     from tpvpn.kube.api import opened
 
     options = manager_options(arguments)
     cluster = await stack.enter_async_context(opened(access(arguments)))
-    found = await managers(cluster, options, say)
-    wishes = FromCluster(cluster, found.admins, make, say)
+    admins = await find(cluster, options)
+    wishes = FromCluster(cluster, admins, make, say)
     await wishes.look()
     if transport is None:
-        transport = await stack.enter_async_context(transport_to(cluster, found, options.way, say))
+        transport = await stack.enter_async_context(transport_to(cluster, admins, options, say))
     return Settings(arguments.name, socket.gethostname(), transport, wishes)
 
 

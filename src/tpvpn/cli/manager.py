@@ -63,12 +63,12 @@ async def _ask(arguments: argparse.Namespace, question: "Question") -> "Answer":
     transport = direct(arguments)
     if transport:
         return await ask(transport, question)
-    from tpvpn.cluster import Options, managers, to_each
+    from tpvpn.cluster import Options, find, to_each
     from tpvpn.kube.api import opened
 
     async with opened(access(arguments)) as cluster:
-        found = await managers(cluster, Options(arguments.manager_namespace), say)
-        return await ask_each(to_each(cluster, found, say), question)
+        options = Options(arguments.manager_namespace)
+        return await ask_each(to_each(cluster, await find(cluster, options), options, say), question)
 
 
 def _text(answer: "Answer") -> list[str]:

@@ -125,29 +125,22 @@ class Cluster:
         content_type: str = "application/json",
     ) -> dict[str, Any]:
         """One request; an expired credential is renewed once. Errors: every ClusterError."""
-        status, data = await self._send(method, path, body, query, content_type, await self._identity())
+
+        async def send(identity: list[tuple[str, str]]) -> tuple[int, bytes]:
+            try:
+                answer = await self._open(method, path, body, query, content_type, identity, self._access.timeout)
+                return answer.status, await self._body(answer)
+            except TimeoutError:
+                raise ClusterError(
+                    f"{self.server} did not answer within {self._access.timeout:g} s: is the VPN up that leads to it?"
+                ) from None
+
+        status, data = await send(await self._identity())
         if status == 401 and self._loader:
-            status, data = await self._send(method, path, body, query, content_type, await self.headers())
+            status, data = await send(await self.headers())
         if not 200 <= status < 300:
             raise refusal(status, data, self.server, _words(method, path))
         return answer_of(data, self.server)
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        body: object,
-        query: Mapping[str, str] | None,
-        content_type: str,
-        identity: list[tuple[str, str]],
-    ) -> tuple[int, bytes]:
-        try:
-            answer = await self._open(method, path, body, query, content_type, identity, self._access.timeout)
-            return answer.status, await self._body(answer)
-        except TimeoutError:
-            raise ClusterError(
-                f"{self.server} did not answer within {self._access.timeout:g} s: is the VPN up that leads to it?"
-            ) from None
 
     async def _open(
         self,

@@ -10,10 +10,28 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Protocol
 
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 NO_CERTIFICATE = bytes(32)
 """Stands for the certificate's hash on a stream without TLS (docs/protocol.md)."""
+
+
+class Dialler(Protocol):
+    """Comes by a stream to a manager."""
+
+    async def resolve(self) -> list[str]:
+        """The addresses to dial. Errors: ManagerError, ClusterError."""
+        ...
+
+    async def dial(self, addresses: list[str]) -> "tuple[Stream, bytes]":
+        """A stream on which frames may begin, and the bytes that came early. Errors: ManagerError, ClusterError."""
+        ...
+
+    @property
+    def token(self) -> bytes:
+        """What proves to the manager who we are; known once it has dialled."""
+        ...
 
 
 class Stream:
