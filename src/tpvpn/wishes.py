@@ -7,18 +7,19 @@ flags; here is only what they are made of.
 
 import asyncio
 import contextlib
-import ipaddress
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
 from tpvpn.config import Config, parse
+from tpvpn.dns.system import nameservers_of
 from tpvpn.errors import ClusterError, TpvpnError, UsageError
 from tpvpn.kube.api import Cluster
 from tpvpn.kube.discover import Discovered, Discovery
 from tpvpn.kube.installed import Installed, installed
 from tpvpn.kube.refusal import ForbiddenError, MissingError
-from tpvpn.kube.subnets import Observed, outside, subnets
+from tpvpn.kube.subnets import Observed, hosts, outside, subnets
+from tpvpn.route.conflict import NEVER
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request, Wanted
 
@@ -85,7 +86,7 @@ class FromCluster:
         observed = with_facts(self._seen.observed, self._facts)
         found = subnets(observed)
         wanted = [Wanted(one.prefix, one.kind, one.source) for one in found.found]
-        self.request = self._make(self._config, wanted, list(_hosts(observed)))
+        self.request = self._make(self._config, wanted, list(_seen(observed)))
         self._guessed = not all(one.sure for one in found.found)
         warnings = list(self._warnings(observed, found.warnings, wanted))
         self._warn([*warnings, *(self._seen.forbidden if warnings else ())])
@@ -173,31 +174,21 @@ class FromCluster:
 
 def with_facts(observed: Observed, facts: Mapping[str, Any]) -> Observed:
     """What was observed, and beside it what a manager sees in its pod: its own view of the cluster."""
-    services = [facts.get("api_service"), *_nameservers(facts.get("resolv_conf"))]
-    pods: object = facts.get("addresses")
+    service, resolv_conf, pods = facts.get("api_service"), facts.get("resolv_conf"), facts.get("addresses")
+    named = nameservers_of(resolv_conf) if isinstance(resolv_conf, str) else ()
+    own = cast(list[object], pods) if isinstance(pods, list) else []
     return replace(
         observed,
-        cluster_ips=(*observed.cluster_ips, *filter(_is_unicast, services)),
-        pod_ips=(*observed.pod_ips, *filter(_is_unicast, cast(list[object], pods) if isinstance(pods, list) else [])),
+        cluster_ips=(*observed.cluster_ips, *(host.address() for host in _reachable([service, *named]))),
+        pod_ips=(*observed.pod_ips, *(host.address() for host in _reachable(own))),
     )
 
 
-def _nameservers(resolv_conf: object) -> list[str]:
-    lines = resolv_conf.splitlines() if isinstance(resolv_conf, str) else []
-    return [words[1] for words in map(str.split, lines) if words[:1] == ["nameserver"] and len(words) > 1]
+def _reachable(addresses: Iterable[object]) -> list[Prefix]:
+    """Those that may be a service's or a pod's; a resolver of the node's own is at a link-local address."""
+    return [host for host in hosts(one for one in addresses if isinstance(one, str)) if host not in NEVER]
 
 
-def _is_unicast(address: object) -> bool:
-    """Whether it may be a service's or a pod's; a resolver of the node's own is at a link-local address."""
-    try:
-        one = ipaddress.ip_address(str(address))
-    except ValueError:
-        return False
-    return not (one.is_loopback or one.is_link_local or one.is_multicast or one.is_unspecified)
-
-
-def _hosts(observed: Observed) -> Iterator[tuple[Prefix, str]]:
+def _seen(observed: Observed) -> Iterator[tuple[Prefix, str]]:
     for addresses, source in ((observed.cluster_ips, "ClusterIPs seen"), (observed.pod_ips, "pods seen")):
-        for address in addresses:
-            if _is_unicast(address):  # not "None", of a headless service
-                yield Prefix.host(address), source
+        yield from ((host, source) for host in _reachable(addresses))

@@ -1,5 +1,7 @@
 """The host's own DNS servers, from the files that the resolver library reads; it asks nobody and changes nothing."""
 
+import contextlib
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,16 +13,16 @@ def nameservers(files: tuple[Path, ...] = FILES) -> tuple[str, ...]:
     """The addresses of the DNS servers that this host asks, each once, without loopback and zones."""
     found = dict[str, None]()
     for file in files:
-        try:
-            lines = file.read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        for words in map(str.split, lines):
-            if len(words) > 1 and words[0] == "nameserver":
-                try:
-                    address = ip_address(words[1].partition("%")[0])
-                except ValueError:
-                    continue
-                if not address.is_loopback:
-                    found[str(address)] = None
+        with contextlib.suppress(OSError):
+            found |= dict.fromkeys(nameservers_of(file.read_text(errors="replace")))
     return tuple(found)
+
+
+def nameservers_of(text: str) -> Iterator[str]:
+    """The addresses of the DNS servers that a resolv.conf names, without loopback and zones."""
+    for words in map(str.split, text.splitlines()):
+        if len(words) > 1 and words[0] == "nameserver":
+            with contextlib.suppress(ValueError):
+                address = ip_address(words[1].partition("%")[0])
+                if not address.is_loopback:
+                    yield str(address)

@@ -75,7 +75,7 @@ def subnets(observed: Observed) -> Subnets:
 def outside(observed: Observed, given: Iterable[Prefix], kind: Literal["service", "pod"]) -> str | None:
     """A warning when addresses of that kind are seen outside the subnets that a user gave; None when there are none."""
     there = Space(given)
-    seen = _hosts(observed.cluster_ips if kind == "service" else observed.pod_ips)
+    seen = hosts(observed.cluster_ips if kind == "service" else observed.pod_ips)
     lost = [host for host in seen if host not in there]
     if not lost:
         return None
@@ -92,11 +92,11 @@ def _services(observed: Observed) -> list[Found]:
     for prefixes, source in stated:
         if prefixes:
             return [Found(prefix, "service", source, True) for prefix in Space(prefixes).prefixes()]
-    return [Found(prefix, "service", "ClusterIPs seen", False) for prefix in cover(_hosts(observed.cluster_ips))]
+    return [Found(prefix, "service", "ClusterIPs seen", False) for prefix in cover(hosts(observed.cluster_ips))]
 
 
 def _pods(observed: Observed) -> list[Found]:
-    seen = _hosts(observed.pod_ips)
+    seen = hosts(observed.pod_ips)
     stated = (
         (_prefixes(observed.node_cidrs), "nodes' podCIDRs"),
         (_prefixes(observed.kubeadm_pod.split(",")), "kubeadm-config"),
@@ -125,7 +125,8 @@ def cover(hosts: Sequence[Prefix]) -> list[Prefix]:
     return found
 
 
-def _hosts(texts: Iterable[str]) -> list[Prefix]:
+def hosts(texts: Iterable[str]) -> list[Prefix]:
+    """The addresses among these texts; what is none is passed over."""
     return [prefix for prefix in _prefixes(texts) if prefix.size == 1]
 
 
