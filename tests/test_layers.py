@@ -15,10 +15,13 @@ LAYERS = {
     "proto": 1, "report": 1, "helper.protocol": 1,
     "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "route.changes": 2, "rundir": 2,
     "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
-    "dns.system": 2, "dns.names": 2,
+    "dns.policy": 1, "dns.answers": 1, "dns.cache": 1, "dns.advice": 1,
+    "dns.system": 2, "dns.names": 2, "dns.resolved": 2, "dns.file": 2,
+    "dns.exchange": 3, "dns.upstream": 3, "dns.server": 3,
     "firewall": 1, "firewall.expressions": 2, "firewall.nftables": 2, "firewall.read": 2,
     "helper": 3, "transport": 3, "link": 3, "pump": 3, "tunnel": 3, "manager": 3,
     "engine": 4, "router": 4, "cluster": 4, "wishes": 4, "sessions": 4,
+    "host_resolver": 4, "namer": 4,
     "kube.subnets": 1, "kube.refusal": 1, "kube.manifest": 1, "kube.zipapp": 2,
     "kube.access": 2, "kube.api": 2, "kube.installed": 2, "kube.discover": 2, "kube.install": 2, "kube.helm": 2,
     "control": 5, "lab": 5,
@@ -27,6 +30,8 @@ LAYERS = {
 
 DOORS = {
     "dns": {"dns.names"},
+    "dbus_fast": {"dns.resolved"},
+    "asyncinotify": {"dns.file"},
     "pyroute2": {"route.netlink", "lab"},
     "uvloop": {"cli", "manager"},
     "yaml": {"config", "kube"},
