@@ -6,8 +6,6 @@ Pure: names in, decisions out. It knows neither sockets nor the host's resolver.
 from dataclasses import dataclass
 from typing import Literal
 
-from tpvpn.route.prefix import Prefix
-
 DOMAIN = "cluster.local"
 """The cluster's domain where nobody says another (kubelet's default)."""
 

@@ -88,7 +88,8 @@ def question(message: bytes) -> Question:
         at += 1 + length
     if at + 5 > len(message):
         raise MalformedError("its question is cut off")
-    return Question(tuple(labels), *_FIXED.unpack_from(message, at + 1), at + 5)
+    kind, klass = _FIXED.unpack_from(message, at + 1)
+    return Question(tuple(labels), kind, klass, at + 5)
 
 
 def records(message: bytes, begin: int) -> Iterator[Record]:
