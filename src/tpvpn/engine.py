@@ -13,14 +13,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from tpvpn.dns.policy import Naming
 from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
+from tpvpn.host_resolver import Mode
+from tpvpn.namer import Namer
 from tpvpn.proto.session import Offer, Terms
 from tpvpn.route.changes import Changes
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request
 from tpvpn.router import Router
 from tpvpn.transport.stream import Dialler, Stream
+from tpvpn.tun import Tun
 from tpvpn.tunnel import Tunnel, shake_hands
 from tpvpn.wire import vnet
 
@@ -38,19 +42,21 @@ class Settings:
     client: str
     transport: "Transport"
     wishes: "Wishes"
+    dns: Mode = "auto"
 
 
 class Wishes(Protocol):
-    """What is to be routed, as it is known now."""
+    """What is to be routed and named, as it is known now."""
 
     request: Request
+    naming: Naming
 
     def learn(self, facts: Mapping[str, Any]) -> None:
         """Take what the manager sees in its pod; `request` may be another one then. Errors: UsageError."""
         ...
 
     def follow(self) -> AsyncIterator[Request]:
-        """A request whenever it is another one, for ever."""
+        """A request whenever it or the naming is another one, for ever."""
         ...
 
 
@@ -88,7 +94,9 @@ class Engine:
         self._state = "connecting"
         self._lost: asyncio.Future[TpvpnError] = asyncio.get_running_loop().create_future()
         self._carried = dict[str, int]()
+        self._tun: Tun | None = None
         self._router = Router(settings.wishes.request, say)
+        self._namer = Namer(settings.dns, settings.wishes.naming, say)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
@@ -97,12 +105,15 @@ class Engine:
             transport = self._settings.transport
             addresses = await transport.resolve()
             await self._router.look(self._settings.name, _dialled(transport, addresses))
+            stack.callback(self._close)
             await stack.enter_async_context(self._helped())
             await self._router.look_closer(self._helper, self._claimed)
             self._terms, stream, early = await self._reach_manager(addresses)
             stack.callback(stream.close)
             await self._open_device(stack, stream, early)
+            self._router.on_plan = self._namer.follow_plan
             await self._router.attach(self._terms, self._set_virtual)
+            await self._namer.start(self._helper, self._addresses)
             self._state = "ready"
             ready.set()
             await self._follow(changes)
@@ -116,6 +127,12 @@ class Engine:
             yield
         finally:
             await self._helper.close()
+
+    def _close(self) -> None:
+        """Last of all, when the helper has undone everything: programs of this host ask us for names until then."""
+        self._namer.close()
+        if self._tun:
+            self._tun.close()
 
     async def _reach_manager(self, addresses: list[str], had: Terms | None = None) -> tuple[Terms, Stream, bytes]:
         """A session with a manager, in the place of the one that we had. Errors: ManagerError, ClusterError."""
@@ -133,6 +150,7 @@ class Engine:
             stream.close()
             raise
         self._router.change(settings.wishes.request)
+        self._namer.want(settings.wishes.naming)
         self._say(f"manager {terms.pod} took us in by {settings.transport.name}")
         if silent := terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
@@ -141,21 +159,21 @@ class Engine:
     async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> None:
         """Open the TUN with the addresses that the manager gave, and let packets flow."""
         terms = self._terms
-        self._tun, self._addresses = await self._helper.open_tun(
+        self._tun, self._addresses = tun, _ = await self._helper.open_tun(
             mtu=terms.mtu,
             addresses=_addresses(terms),
             offload=bool(terms.offloads),
             txqueuelen=QUEUE_LENGTH,
         )
-        stack.callback(self._tun.close)
         await self._helper.guard()
-        self._begin_tunnel(stream, early)
+        self._begin_tunnel(tun, stream, early)
         stack.callback(lambda: self._tunnel.close())
-        self._say(f"device {self._tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
+        self._say(f"device {tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
 
-    def _begin_tunnel(self, stream: Stream, early: bytes) -> None:
-        self._tun.set_offloads(self._tun.offloads & vnet.from_names(self._terms.offloads))
-        self._tunnel = Tunnel(stream, early, self._tun, self._terms, self._lose)
+    def _begin_tunnel(self, tun: Tun, stream: Stream, early: bytes) -> None:
+        tun.set_offloads(tun.offloads & vnet.from_names(self._terms.offloads))
+        self._tunnel = Tunnel(stream, early, tun, self._terms, self._lose, self._namer.exchange.receive)
+        self._namer.attach(self._tunnel.ask, self._terms.facts)
 
     async def _set_virtual(self, pairs: Sequence[tuple[str, str]]) -> None:
         if self._state != "reconnecting":  # the next link is told of them
@@ -169,6 +187,7 @@ class Engine:
             asyncio.create_task(self._router.follow(changes)),
             asyncio.create_task(self._follow_wishes(changes)),
             asyncio.create_task(self._keep_link(changes)),
+            asyncio.create_task(self._namer.follow(changes.tell)),
         ]
         try:
             await asyncio.wait((*tasks, self._helper.closed), return_when=asyncio.FIRST_COMPLETED)
@@ -185,6 +204,7 @@ class Engine:
     async def _follow_wishes(self, changes: Changes) -> None:
         async for request in self._settings.wishes.follow():
             self._router.change(request)
+            self._namer.want(self._settings.wishes.naming)
             changes.tell()
 
     async def _keep_link(self, changes: Changes) -> None:
@@ -195,6 +215,7 @@ class Engine:
             if not patience or isinstance(lost, SessionEndedError) or not isinstance(lost, LinkLostError):
                 raise lost
             self._state = "reconnecting"
+            self._namer.detach()
             self._tunnel.close()
             self._lost = asyncio.get_running_loop().create_future()  # not before: the goodbye may fail too
             self._say(f"{lost}; connecting again")
@@ -223,7 +244,8 @@ class Engine:
             raise ManagerError("the manager has other addresses or offloads for this laptop: connect again")
         self._terms = terms
         self._carried = self._traffic()
-        self._begin_tunnel(stream, early)
+        assert self._tun
+        self._begin_tunnel(self._tun, stream, early)
         try:
             if self._router.virtual:
                 await self._tunnel.set_virtual(self._router.virtual)
@@ -266,7 +288,12 @@ class Engine:
             "addresses": list(self._addresses),
             "traffic": self._traffic(),
             **self._router.status(),
+            "dns": self._namer.status(),
         }
+
+    async def explain(self, name: str) -> dict[str, Any]:
+        """What becomes of a name, as `tpvpn why` shows it."""
+        return await self._namer.explain(name)
 
 
 def _dialled(transport: Transport, addresses: Sequence[str]) -> list[tuple[Prefix, str]]:

@@ -73,6 +73,7 @@ class Router:
         self.shadowed: dict[str, str] = {}
         self.changes: deque[Change] = deque(maxlen=HISTORY)
         self._since: dict[Wanted, Change] = {}
+        self.on_plan: Callable[[Plan], None] = _nobody
 
     def change(self, request: Request) -> None:
         """What is wanted from now on; the next look makes it so."""
@@ -175,6 +176,7 @@ class Router:
         steps = operations(plan, view, self._claimed.table, self._claimed.device)
         await self._helper.apply(steps)
         before, self.plan = self.plan, plan
+        self.on_plan(plan)
         self._tell(before)
         await self._confirm()
         await self._reset_stranded(before, [step.target for step in steps if step.verb == "add"])
@@ -268,6 +270,10 @@ class Router:
             "changes": [asdict(change) for change in self.changes],
             "plan": report.as_json(self.plan),
         }
+
+
+def _nobody(plan: Plan) -> None:
+    """Who does not care for plans."""
 
 
 def has_ipv6_address(view: View, device: str) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _REPEATED = (
     *("--manager", "--token-file", "--tls-pin", "--kubeconfig", "--context", "--namespace", "--as", "--as-group"),
     *("--manager-namespace", "--ephemeral", "--no-ephemeral", "--transport", "--image", "--image-pull-secret"),
-    "--name",
+    *("--name", "--dns"),
 )
 
 
@@ -87,7 +87,7 @@ def _given(arguments: argparse.Namespace) -> Iterator[str]:
     """The words about session, cluster and manager, which a command to paste repeats."""
     from tpvpn.kube.manifest import IMAGE
 
-    usual = {"transport": "auto", "image": IMAGE, "name": DEFAULT_NAME}
+    usual = {"transport": "auto", "image": IMAGE, "name": DEFAULT_NAME, "dns": "auto"}
     for flag in _REPEATED:
         name = {"--as": "as_user"}.get(flag, flag.removeprefix("--").replace("-", "_"))
         value: str | bool | list[str] | None = getattr(arguments, name, None)  # `plan` has some of them

@@ -34,6 +34,13 @@ def add_parser(commands: Commands) -> None:
     add_cluster_flags(parser)
     add_routing_flags(parser)
     parser.add_argument("--name", default="default", help="name of the session (default: default)")
+    parser.add_argument(
+        "--dns",
+        choices=("auto", "resolved", "file", "off"),
+        default="auto",
+        help="how programs come to the cluster's names: by systemd-resolved, by /etc/resolv.conf, as the host has it "
+        "(auto, the default), or not at all",
+    )
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
     parser.set_defaults(run=_run)
@@ -83,7 +90,7 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
             engine, ready = Engine(preparing.result(), helper, say), asyncio.Event()
             running = asyncio.create_task(engine.run(ready))
             if await _first(asyncio.create_task(ready.wait()), running, stopped):
-                async with control.serving(engine.directory, engine.status, partial(_stop, stopped, 0)):
+                async with control.serving(engine.directory, engine.status, partial(_stop, stopped, 0), engine.explain):
                     _announce(arguments.ready_fd)
                     command.start()
                     await _first(running, stopped)
@@ -192,7 +199,7 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     make = partial(request_of, arguments)
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
-        return Settings(arguments.name, socket.gethostname(), transport, Fixed(make()))
+        return Settings(arguments.name, socket.gethostname(), transport, Fixed(make()), arguments.dns)
     from tpvpn.cluster import find, transport_to
     from tpvpn.kube.api import opened
 
@@ -203,7 +210,7 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     await wishes.look()
     if transport is None:
         transport = await stack.enter_async_context(transport_to(cluster, admins, options, say))
-    return Settings(arguments.name, socket.gethostname(), transport, wishes)
+    return Settings(arguments.name, socket.gethostname(), transport, wishes, arguments.dns)
 
 
 def direct(arguments: argparse.Namespace) -> "Direct | None":

@@ -1,0 +1,189 @@
+"""The story of a session's names: which of them are the cluster's, who is asked, and how this host comes to ask us.
+
+It puts the parts together (`dns/policy`, `dns/server`, `host_resolver`) and keeps them up with what changes: the
+routes, the wishes, the link, and the servers that a VPN brings along. Nothing of it ends a session that is to work out
+by itself (`auto`): what does not work is said, and shown by `status`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from tpvpn.dns.answers import as_text
+from tpvpn.dns.exchange import Exchange
+from tpvpn.dns.policy import DOMAIN, Decision, Naming, Policy, domain_of
+from tpvpn.dns.server import Server
+from tpvpn.dns.upstream import Upstream
+from tpvpn.errors import TpvpnError
+from tpvpn.helper.client import HelperClient
+from tpvpn.host_resolver import HostResolver, Mode
+from tpvpn.route.verdict import Plan
+from tpvpn.wire.dns import AAAA, A
+
+SETTLE = 0.2
+"""Seconds: what changes together is told to the host's resolver at once."""
+RETRY = 5.0
+"""Seconds after the host's resolver could not be told until it is tried again."""
+
+
+class Namer:
+    """The names of one session."""
+
+    def __init__(self, mode: Mode, naming: Naming, say: Callable[[str], None]) -> None:
+        self._mode, self._say = mode, say
+        self.exchange = Exchange()
+        self._upstream = Upstream()
+        self._policy = Policy(naming)
+        self._server: Server | None = None
+        self._host: HostResolver | None = None
+        self._told: tuple[Sequence[str], Sequence[str]] = ((), ())
+        self._stale = asyncio.Event()
+        self._own: tuple[str, ...] = ()
+
+    async def start(self, helper: HelperClient, own: Sequence[str]) -> None:
+        """Answer at the device's own addresses, and have the host ask there. Errors: PrivilegeError, UsageError."""
+        self._own = tuple(own)
+        try:
+            sockets = await helper.open_dns()
+        except TpvpnError as error:
+            if self._mode not in ("auto", "off"):
+                raise
+            self._say(f"warning: the cluster's names do not work: {error}")
+            return
+        self._server = Server(sockets, self.exchange, self._upstream, self._decide)
+        self._host = HostResolver(helper, self._mode, own, self._say)
+        self._told = self._policy.search(), self._policy.routing_domains()
+        await self._host.start(*self._told)
+        self._refresh()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        if self._server:
+            self._server.close()
+        self._upstream.close()
+
+    def _decide(self, name: str, kind: int) -> Decision:
+        return self._policy.decide(name, kind)
+
+    # -- what changes --------------------------------------------------------------------------------------------------
+
+    def attach(self, ask: Callable[[int, bytes], None], facts: Mapping[str, Any]) -> None:
+        """Questions go by this link from now on; the manager's facts say what the cluster's domain is."""
+        text = facts.get("resolv_conf")
+        self._change(domain=(domain_of(text) if isinstance(text, str) else None) or DOMAIN)
+        self.exchange.attach(ask)
+
+    def detach(self) -> None:
+        """The link is lost: questions wait for the next one as long as their clients do."""
+        self.exchange.detach()
+
+    def want(self, naming: Naming) -> None:
+        """What is wanted of names from now on."""
+        self._change(naming=naming)
+
+    def follow_plan(self, plan: Plan) -> None:
+        """Addresses that are routed have their names in the cluster."""
+        own = [one for one in plan.subnets if one.wanted.kind != "also"]
+        self._change(
+            subnets=tuple(prefix for one in own if not one.virtual for prefix in one.routes),
+            virtual=tuple((one.virtual, one.wanted.prefix) for one in own if one.virtual),
+        )
+
+    def _change(self, **fields: Any) -> None:
+        changed = replace(self._policy, **fields)
+        if changed != self._policy:
+            self._policy = changed
+            self._refresh()
+            self._stale.set()
+
+    def _refresh(self) -> None:
+        """Let the stub know what holds now."""
+        if self._server and self._host:
+            self._policy = replace(self._policy, claimed=self._host.claimed)
+            self._upstream.set(self._host.servers)
+            self._server.domain = self._policy.domain
+            self._server.virtual = self._policy.virtual
+            self._server.changed()
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """Keep the host's resolver to it, for ever; `changed()` when the host has other servers."""
+        if not self._host:
+            await asyncio.get_running_loop().create_future()
+            return
+        host = self._host
+
+        def on_host() -> None:
+            self._refresh()
+            self._stale.set()
+            changed()
+
+        following = asyncio.create_task(host.follow(on_host))
+        telling = asyncio.create_task(self._keep_told(host))
+        probing = asyncio.create_task(self._probe())
+        tasks = (following, telling, probing)
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep_told(self, host: HostResolver) -> None:
+        while True:
+            await self._stale.wait()
+            await asyncio.sleep(SETTLE)
+            self._stale.clear()
+            wanted = self._policy.search(), self._policy.routing_domains()
+            if wanted == self._told:
+                continue
+            try:
+                await host.update(*wanted)
+                self._told = wanted
+            except TpvpnError as error:
+                self._say(f"warning: the host's resolver does not know the names as wanted, tried again: {error}")
+                asyncio.get_running_loop().call_later(RETRY, self._stale.set)
+
+    async def _probe(self) -> None:
+        """Find out whether the cluster's resolver asks this host, as a cluster on this laptop does."""
+        if self._server and await self._server.probe():
+            self._say("the cluster's resolver asks this host for what it does not know: such questions end here")
+
+    # -- what is said --------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The names' part of a session's status."""
+        policy = self._policy
+        shown: dict[str, Any] = {
+            "domain": policy.domain,
+            "namespace": policy.naming.namespace,
+            "search": list(policy.search()),
+            "domains": list(policy.routing_domains()),
+            "listening": list(self._own) if self._server else [],
+        }
+        if self._host and self._server:
+            shown |= self._host.status() | {"questions": asdict(self._server.counters)}
+        else:
+            shown |= {"mode": "off", "because": "port 53 of the device could not be had", "servers": [], "warnings": []}
+        return shown
+
+    async def explain(self, name: str) -> dict[str, Any]:
+        """What becomes of a name: the decision, and what the one that is asked answers."""
+        name = name.lower().rstrip(".")
+        decision = self._decide(name, A)
+        told: dict[str, Any] = {"name": name, **asdict(decision), "server": None, "rcode": None}
+        records, addresses = list[str](), list[str]()
+        if self._server:
+            told["server"] = {
+                "cluster": "the cluster's resolver",
+                "elsewhere": ", ".join(self._host.servers) if self._host else "",
+            }.get(decision.where)
+            for kind in (A, AAAA):
+                with contextlib.suppress(TpvpnError):
+                    _, answer = await self._server.resolve(name, kind)
+                    rcode, some, found = as_text(answer) if answer else ("no answer", [], [])
+                    told["rcode"] = rcode if told["rcode"] in (None, "NOERROR") else told["rcode"]
+                    records += [one for one in some if one not in records]
+                    addresses += found
+        return told | {"records": records, "addresses": addresses}
