@@ -17,7 +17,18 @@ from typing import Any
 
 import pytest
 
+from peers import eventually
+
 LAPTOP = "tvkube-laptop"
+MOUNTS = """
+set -e
+mount --bind "$1/etc" /etc
+for hidden in /run/dbus /run/systemd; do
+    if [ -d "$hidden" ]; then mount -t tmpfs tmpfs "$hidden"; fi
+done
+touch "$2"
+exec sleep infinity
+"""
 CACHE = Path(
     os.environ.get("TPVPN_CLUSTER_DIR")
     or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpvpn-cluster"
@@ -59,6 +70,25 @@ class Kubernetes:
             yield name
         finally:
             _ip(f"netns delete {name}")
+
+    @contextlib.contextmanager
+    def own_files(self, directory: Path, nameserver: str) -> Iterator[str]:
+        """The laptop with an /etc of its own, and without this machine's D-Bus: where commands run there."""
+        if KIND:
+            pytest.skip("this machine is the one laptop of kind's cluster, and its files stay as they are")
+        subprocess.run(["cp", "--archive", "/etc", directory / "etc"], check=True)
+        resolver = directory / "etc" / "resolv.conf"
+        resolver.unlink(missing_ok=True)
+        resolver.write_text(f"nameserver {nameserver}\n")
+        ready = directory / "ready"
+        shell = [*inside(LAPTOP), "unshare", "--mount", "sh", "-c", MOUNTS, "laptop", str(directory), str(ready)]
+        holder = subprocess.Popen(shell)
+        try:
+            eventually(ready.exists, 5, "the laptop's mounts")
+            yield f"/proc/{holder.pid}"
+        finally:
+            holder.kill()
+            holder.wait()
 
     @contextlib.contextmanager
     def private_route(self, cidr: str) -> Iterator[None]:
@@ -159,5 +189,7 @@ def _ip(words: str) -> None:
 
 
 def inside(where: str) -> list[str]:
-    """What runs a command on a laptop."""
+    """What runs a command on a laptop, or where a process is."""
+    if where.startswith("/proc/"):
+        return ["nsenter", "--target", Path(where).name, "--net", "--mount"]
     return [] if KIND and where == LAPTOP else ["nsenter", f"--net=/run/netns/{where}"]

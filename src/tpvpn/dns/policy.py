@@ -1,13 +1,29 @@
 """Which question goes to the cluster, and under which name it is asked there.
 
-Pure: names in, decisions out. It knows neither sockets nor the host's resolver.
+Pure: names in, decisions out. It knows neither sockets nor the host's resolver; whether a name exists is the cluster's
+to say. In order: `wpad`, which nobody may claim; what user and admin said (mappings, exclusions); addresses' reverse
+names; the cluster's suffixes, each unless a VPN claims the name by a longer one. A suffix that stands for another
+(`svc`, a namespace, none at all for a single label) leads to the name below the cluster's domain that is meant.
 """
 
-from dataclasses import dataclass
+import functools
+import ipaddress
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
 from typing import Literal
+
+from tpvpn.route.prefix import Prefix
 
 DOMAIN = "cluster.local"
 """The cluster's domain where nobody says another (kubelet's default)."""
+ZONES = 64
+"""Reverse zones of one subnet that a host's resolver is told of."""
+_REVERSE = {"in-addr.arpa": 4, "ip6.arpa": 6}
+_UNCLAIMED = ("wpad", "localhost", "local")
+"""Labels that are never a service's: a browser runs what `wpad` gives it (Web Proxy Auto-Discovery); RFC 6761 section
+6.3; RFC 6762 section 3."""
+_CHAIN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +53,175 @@ class Decision:
     asked: str | None = None
     """The name that is asked, when it is another one than was given."""
     address: str | None = None
+
+
+@functools.cache
+def public_domains() -> frozenset[str]:
+    """The top-level domains of the public DNS."""
+    text = resources.files("tpvpn.dns").joinpath("tlds.txt").read_text()
+    return frozenset(line for line in text.split("\n") if line and not line.startswith("#"))
+
+
+def domain_of(resolv_conf: str) -> str | None:
+    """The cluster's domain by the search line of a pod: what stands behind "svc."."""
+    for words in map(str.split, resolv_conf.lower().splitlines()):
+        if words[:1] == ["search"]:
+            for word in words[1:]:
+                if word.startswith("svc."):
+                    return word.removeprefix("svc.").rstrip(".") or None
+    return None
+
+
+def is_below(name: str, suffix: str) -> bool:
+    """Whether a name is the suffix or ends in its labels."""
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Decides by what is known now."""
+
+    naming: Naming
+    domain: str = DOMAIN
+    subnets: tuple[Prefix, ...] = ()
+    """Those that are routed, as they are in the cluster, which knows the names of their addresses."""
+    virtual: tuple[tuple[Prefix, Prefix], ...] = ()
+    """Virtual subnets, each with the cluster's own that it stands for."""
+    claimed: tuple[str, ...] = ()
+    """Routing domains of others: a VPN's."""
+    _mappings: dict[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_mappings", dict(self.naming.mappings))
+
+    def decide(self, name: str, kind: int) -> Decision:
+        """What becomes of a question for a name, in small letters and without a dot at the end; `kind` is its type."""
+        if name in self._mappings:
+            return self._mapped(name)
+        return self._decide(name)
+
+    def _mapped(self, name: str) -> Decision:
+        target, because = name, f"{name} is mapped"
+        for _ in range(_CHAIN):
+            if target not in self._mappings:
+                break
+            target = self._mappings[target]
+        else:
+            return Decision("nowhere", f"the mappings of {name} lead in a circle")
+        if _is_address(target):
+            return Decision("address", f"{because} to {target}", address=target)
+        found = self._decide(target)
+        return Decision(found.where, f"{because} to {target}: {found.because}", found.asked or target)
+
+    def _decide(self, name: str) -> Decision:
+        labels = name.split(".")
+        if labels[0] == "wpad":
+            if any(is_below(name, one) for one in (self.domain, "svc", "pod")):
+                return Decision("nowhere", "a browser would take its proxy from a service of the name wpad")
+            return Decision("elsewhere", "wpad is never the cluster's")
+        if excluded := longest(name, self.naming.exclude):
+            return Decision("elsewhere", f"names below {excluded} are excluded")
+        if reverse := self._reverse(name):
+            return reverse
+        suffix, decision = self._captured(name, labels)
+        if decision.where == "cluster" and (theirs := longest(name, self.claimed)):
+            if theirs.count(".") > suffix.count(".") and is_below(theirs, suffix):
+                return Decision("elsewhere", f"another link's routing domain {theirs} is closer than ours, {suffix}")
+        return decision
+
+    def _captured(self, name: str, labels: list[str]) -> tuple[str, Decision]:
+        """The suffix of ours that a name has, and what that means; the longest first."""
+        last, namespace = labels[-1], self.naming.namespace
+        if is_below(name, self.domain):
+            return self.domain, Decision("cluster", f"it is below the cluster's domain {self.domain}")
+        if included := longest(name, self.naming.include):
+            return included, Decision("cluster", f"names below {included} are included")
+        if len(labels) == 1:
+            if last in _UNCLAIMED or not last:
+                return "", Decision("elsewhere", "it is no service's name")
+            asked = f"{name}.{namespace}.svc.{self.domain}"
+            return "", Decision("cluster", f"a single label is a service of namespace {namespace}", asked)
+        if last in ("svc", "pod"):
+            return last, Decision("cluster", f"it ends in {last}", f"{name}.{self.domain}")
+        if last in self.naming.namespaces:
+            if last in public_domains():
+                return "", Decision("elsewhere", f"{last} is a top-level domain, so that namespace is not captured")
+            return last, Decision("cluster", f"{last} is a namespace", f"{name}.svc.{self.domain}")
+        return "", Decision("elsewhere", "it has no suffix of the cluster's")
+
+    def _reverse(self, name: str) -> Decision | None:
+        """For the reverse name of an address; None for any other name."""
+        host = host_of(name)
+        if host is None:
+            return None
+        for virtual, real in self.virtual:
+            if virtual.contains(host):
+                asked = reverse_name(Prefix.host(real.address(host.network - virtual.network)))
+                return Decision("cluster", f"{host.address()} is of the virtual subnet {virtual}", asked)
+        for subnet in self.subnets:
+            if subnet.contains(host):
+                return Decision("cluster", f"{host.address()} is of {subnet}, which is routed")
+        return Decision("elsewhere", f"{host.address()} is of no subnet that is routed")
+
+    def routing_domains(self) -> tuple[str, ...]:
+        """Suffixes whose questions the host's resolver is to ask us, the most important first, each once."""
+        naming = self.naming
+        subnets = [*self.subnets, *(virtual for virtual, _ in self.virtual)]
+        namespaces = [one for one in naming.namespaces if one not in public_domains()]
+        connected = [one for one in namespaces if one == naming.namespace]
+        found = (
+            *(self.domain, "svc", "pod", *naming.include, *(name for name, _ in naming.mappings)),
+            *(zone for subnet in subnets for zone in zones(subnet)),
+            *connected,
+            *namespaces,
+        )
+        return tuple(dict.fromkeys(one for one in found if not longest(one, naming.exclude)))
+
+    def search(self) -> tuple[str, ...]:
+        """What is to stand behind a name of one label."""
+        return (f"{self.naming.namespace}.svc.{self.domain}",)
+
+
+def longest(name: str, suffixes: Iterable[str]) -> str | None:
+    """The longest of the suffixes that a name has."""
+    return max((one for one in suffixes if is_below(name, one)), key=len, default=None)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def host_of(name: str) -> Prefix | None:
+    """The address of a reverse name (RFC 1035 section 3.5, RFC 3596 section 2.5); None when it is not a whole one."""
+    for suffix, version in _REVERSE.items():
+        if not name.endswith(f".{suffix}"):
+            continue
+        parts = name.removesuffix(f".{suffix}").split(".")[::-1]
+        if version == 6 and len(parts) == 32 and all(len(one) == 1 for one in parts):
+            text = ":".join("".join(parts[at : at + 4]) for at in range(0, 32, 4))
+        elif version == 4 and len(parts) == 4:
+            text = ".".join(parts)
+        else:
+            return None
+        return Prefix.host(text) if _is_address(text) else None
+    return None
+
+
+def reverse_name(host: Prefix) -> str:
+    """The reverse name of an address."""
+    return ipaddress.ip_address(host.address()).reverse_pointer
+
+
+def zones(subnet: Prefix) -> Iterator[str]:
+    """The reverse zones that cover a subnet, at the boundaries of octets or nibbles; at most ZONES of them."""
+    step = 8 if subnet.version == 4 else 4
+    length = -(-subnet.length // step) * step
+    bits = 32 if subnet.version == 4 else 128
+    for number in range(min(1 << (length - subnet.length), ZONES)):
+        address = ipaddress.ip_address(subnet.address(number << (bits - length)))
+        labels = address.reverse_pointer.split(".")
+        yield ".".join(labels[(bits - length) // step :])
