@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tpvpn.config import (
     ALLOW,
     ALSO,
+    INCLUDE,
     KEYS,
     LIMIT,
+    MAPPINGS,
     NEVER,
     ON_CONFLICT,
     Config,
@@ -47,8 +49,13 @@ def routing(text: str) -> str:
     return "client:\n  routing:\n    " + text.replace("\n", "\n    ")
 
 
+def names(text: str) -> str:
+    """The same below `dns`."""
+    return routing(text).replace("routing", "dns")
+
+
 def plain(config: Config) -> dict[str, list[str]]:
-    return {key.name.removeprefix("client.routing."): [str(one.value) for one in config.all(key)] for key in KEYS}
+    return {key.name.rpartition(".")[2]: [str(one.value) for one in config.all(key)] for key in KEYS}
 
 
 def test_every_value_knows_its_line() -> None:
@@ -94,6 +101,9 @@ def test_nothing_is_the_defaults(text: str) -> None:
         "alsoProxySubnets": [],
         "neverProxySubnets": [],
         "onConflict": ["fail"],
+        "includeSuffixes": [],
+        "excludeSuffixes": [],
+        "mappings": [],
         "serviceCIDRs": [],
         "podCIDRs": [],
     }
@@ -117,6 +127,14 @@ def test_text_is_taken_as_it_stands(text: str, values: list[str]) -> None:
     assert plain(read(routing(f"alsoProxySubnets:{newline}{text}")))["alsoProxySubnets"] == values
 
 
+def test_names() -> None:
+    text = "includeSuffixes: ['*.Corp.Example', .b.example.]\nmappings:\n- {name: DB, aliasFor: 10.1.2.3}\n"
+    config = read(names(text + "- {name: a.example, aliasFor: Web.Prod}"))
+    assert [one.value for one in config.all(INCLUDE)] == ["corp.example", "b.example"]
+    assert [one.value for one in config.all(MAPPINGS)] == [("db", "10.1.2.3"), ("a.example", "web.prod")]
+    assert config.all(MAPPINGS)[1].source == Source("c.yaml", 6)
+
+
 SUBNET = "is not an address or subnet; write it like 10.130.0.0/16 or fd00:130::/64"
 NEITHER = "is not an address, subnet or host name; write it like 10.130.0.0/16, fd00:130::/64 or db.example.com"
 NOT_YAML = "this is not the YAML of a configuration"
@@ -126,8 +144,8 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
     ("server: {}", "1:1: there is no key server: the file takes client, serviceCIDRs, podCIDRs"),
     ("onConflict: skip", "1:1: there is no key onConflict: did you mean client.routing.onConflict?"),
     (
-        "client:\n  dns: {}",
-        "2:3: there is no key client.dns: client takes routing",
+        "client:\n  proxy: {}",
+        "2:3: there is no key client.proxy: client takes routing, dns",
     ),
     (routing("onconflict: skip"), "3:5: there is no key client.routing.onconflict: did you mean onConflict?"),
     (
@@ -151,7 +169,7 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
     # types
     ("- client", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not a list"),
     ("client", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not text"),
-    ("client: 7", "1:9: client takes a mapping with routing, not text"),
+    ("client: 7", "1:9: client takes a mapping with routing, dns, not text"),
     (
         "client: {routing: []}",
         "1:19: client.routing takes a mapping with allowConflictingSubnets, alsoProxySubnets, neverProxySubnets, "
@@ -183,7 +201,33 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
     ),
     ("!!set {client}", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not a tagged value"),
     ("!!map client", "1:1: the file takes a mapping with client, serviceCIDRs, podCIDRs, not a tagged value"),
+    (
+        names("mappings: [db.example.com]"),
+        "3:16: client.dns.mappings takes a list of mappings with name and aliasFor, and one item is text",
+    ),
+    (
+        names("mappings:\n- name: a.example\n  alias: b"),
+        "5:7: an item of client.dns.mappings has name and aliasFor, each once, and nothing else",
+    ),
+    (
+        names("mappings:\n- {name: a.example, name: b.example}"),
+        "4:25: an item of client.dns.mappings has name and aliasFor, each once, and nothing else",
+    ),
+    (names("mappings:\n- name: a.example"), "4:7: an item of client.dns.mappings lacks aliasFor"),
+    (names("mappings: [{}]"), "3:16: an item of client.dns.mappings lacks name and aliasFor"),
+    (
+        names("mappings: [{name: [], aliasFor: b}]"),
+        "3:23: name takes a host name or address, not a list",
+    ),
     # values
+    (
+        names("mappings: [{name: a b, aliasFor: c}]"),
+        "3:16: client.dns.mappings: 'a b' is no host name; write it like db.example.com",
+    ),
+    (
+        names("includeSuffixes: ['*.']"),
+        "3:23: client.dns.includeSuffixes: '' is no host name; write it like db.example.com",
+    ),
     (
         routing("onConflict: pray"),
         "3:17: client.routing.onConflict: 'pray' is not one of fail, skip, hosts, virtual",
@@ -244,7 +288,7 @@ BROKEN: list[tuple[str | bytes, str | None]] = [
         routing("alsoProxySubnets: &a [*a, *a]"),
         "3:23: client.routing.alsoProxySubnets takes a list of subnets and host names, and one item is a list",
     ),
-    ("&a client: *a", "1:1: client takes a mapping with routing, not text"),
+    ("&a client: *a", "1:1: client takes a mapping with routing, dns, not text"),
     (
         "client: &a {routing: *a}",
         "1:13: there is no key client.routing.routing: "

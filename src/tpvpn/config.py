@@ -6,6 +6,7 @@ that no object is constructed and no alias expanded; the first thing that is no 
 UsageError. `merge()` lays one configuration over another: the flags over the file, the file over what an admin wrote.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -54,14 +55,28 @@ class Value(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Key(Generic[T]):
-    """A key: how a word of it is read (UsageError when it is none), and what that is; a list when it has no default."""
+    """A key: how a word of it is read (UsageError when it is none), and what that is; a list when it has no default.
+
+    With `fields` an item is a mapping with just these, and `read` takes the words of all.
+    """
 
     name: str
-    read: Callable[[str], T]
+    read: Callable[..., T]
     takes: str
     default: T | None = None
     united: bool = True
     """Lists of several layers are one; else the uppermost that has any holds alone."""
+    fields: tuple[str, ...] = ()
+
+
+class NameMapping(NamedTuple):
+    """A name, and the name or address that it stands for, in small letters and without a dot at the end."""
+
+    name: str
+    alias: str
+
+    def __str__(self) -> str:
+        return f"{self.name} → {self.alias}"
 
 
 def subnet(text: str) -> Prefix:
@@ -91,6 +106,26 @@ HOST_NAME = re.compile(
 )
 
 
+def host_name(text: str) -> str:
+    """A host name in small letters, without a dot at the end."""
+    if not re.fullmatch(HOST_NAME, text):
+        raise UsageError(f"{text!r} is no host name; write it like db.example.com")
+    return text.lower().rstrip(".")
+
+
+def suffix(text: str) -> str:
+    """A suffix of host names, with which `*.` or a dot may stand in front."""
+    return host_name(text.removeprefix("*").removeprefix("."))
+
+
+def name_mapping(name: str, alias: str) -> NameMapping:
+    """A name, and what it stands for."""
+    try:
+        return NameMapping(host_name(name), str(ipaddress.ip_address(alias)))
+    except ValueError:
+        return NameMapping(host_name(name), host_name(alias))
+
+
 def on_conflict(text: str) -> OnConflict:
     """What a conflict leads to."""
     for word in get_args(OnConflict):
@@ -105,9 +140,17 @@ NEVER = Key("client.routing.neverProxySubnets", subnet, "a list of subnets")
 ON_CONFLICT: Key[OnConflict] = Key(
     "client.routing.onConflict", on_conflict, f"one of {', '.join(get_args(OnConflict))}", "fail"
 )
+INCLUDE = Key("client.dns.includeSuffixes", suffix, "a list of domains")
+EXCLUDE = Key("client.dns.excludeSuffixes", suffix, "a list of domains")
+MAPPINGS = Key(
+    "client.dns.mappings",
+    name_mapping,
+    "a list of mappings with name and aliasFor",
+    fields=("name", "aliasFor"),
+)
 SERVICES = Key("serviceCIDRs", Prefix.parse, "a list of subnets", united=False)
 PODS = Key("podCIDRs", Prefix.parse, "a list of subnets", united=False)
-KEYS: tuple[Key[Any], ...] = (ALLOW, ALSO, NEVER, ON_CONFLICT, SERVICES, PODS)
+KEYS: tuple[Key[Any], ...] = (ALLOW, ALSO, NEVER, ON_CONFLICT, INCLUDE, EXCLUDE, MAPPINGS, SERVICES, PODS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,12 +298,28 @@ def read_values(node: "Node", key: Key[Any], file: str) -> Iterator[Value[Any]]:
     if is_a != ("a list" if many else "text"):
         wrong(node, file, f"{key.name} takes {key.takes}, not {is_a}")
     for item in node.value if many else [node]:
-        if (is_a := shape(item)) != "text":
+        if (is_a := shape(item)) != ("a mapping" if key.fields else "text"):
             wrong(item, file, f"{key.name} takes {key.takes}, and one item is {is_a}")
+        words = read_fields(item, key, file) if key.fields else [item.value]
         try:
-            yield Value(key.read(item.value[:LONGEST]), Source(file, item.start_mark.line + 1))
+            yield Value(key.read(*(word[:LONGEST] for word in words)), Source(file, item.start_mark.line + 1))
         except UsageError as error:
             wrong(item, file, f"{key.name}: {error}")
+
+
+def read_fields(node: "Node", key: Key[Any], file: str) -> list[str]:
+    """The words of an item's fields, each of which must be there once."""
+    found = dict[str, str]()
+    for name, value in node.value:
+        word = name.value if shape(name) == "text" else ""
+        if word not in key.fields or word in found:
+            wrong(name, file, f"an item of {key.name} has {' and '.join(key.fields)}, each once, and nothing else")
+        if (is_a := shape(value)) != "text":
+            wrong(value, file, f"{word} takes a host name or address, not {is_a}")
+        found[word] = value.value
+    if missing := [one for one in key.fields if one not in found]:
+        wrong(node, file, f"an item of {key.name} lacks {' and '.join(missing)}")
+    return [found[one] for one in key.fields]
 
 
 def unknown(word: str, tree: Tree, path: str) -> str:

@@ -1,4 +1,4 @@
-"""What a session is to route, as it is known now: from flags and files alone, or from the cluster too, and watched.
+"""What a session is to route and name, as it is known now: from flags and files, or from the cluster too, and watched.
 
 What the user says comes first, what the admin says next, then what is found. Whatever changes in the cluster leads to
 a new look at all of it, and that to a new request: the router does the rest. Requests are made by whoever knows the
@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 from tpvpn.config import Config, parse
+from tpvpn.dns.policy import Naming
 from tpvpn.dns.system import nameservers_of
 from tpvpn.errors import ClusterError, TpvpnError, UsageError
 from tpvpn.kube.api import Cluster
@@ -25,6 +27,8 @@ from tpvpn.route.verdict import Request, Wanted
 
 Make = Callable[[Config, Sequence[Wanted], Sequence[tuple[Prefix, str]]], Request]
 """A request from the admin's configuration, the subnets found, and the addresses seen, each with where it is from."""
+Name = Callable[[Config, str, Sequence[str]], Naming]
+"""What is wanted of names, from the admin's configuration, the connected namespace, and those that are known."""
 
 ASKED_AGAIN = 10.0
 """Seconds after which the admin's configuration is read again: `get` is all that its users may."""
@@ -39,8 +43,8 @@ _WATCHED: Mapping[str, str] = {"/api/v1/nodes": "podCIDRs", "/apis/networking.k8
 class Fixed:
     """Wishes that nothing changes."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request, naming: Naming) -> None:
+        self.request, self.naming = request, naming
 
     def learn(self, facts: Mapping[str, Any]) -> None:
         """Nothing that a manager sees matters."""
@@ -54,19 +58,25 @@ class Fixed:
 class FromCluster:
     """Wishes that are the cluster's; `look()` first."""
 
-    def __init__(self, cluster: Cluster, admins: Installed | None, make: Make, say: Callable[[str], None]) -> None:
-        self._cluster, self._admins, self._make, self._say = cluster, admins, make, say
+    def __init__(
+        self, cluster: Cluster, admins: Installed | None, make: Make, name: Name, say: Callable[[str], None]
+    ) -> None:
+        self._cluster, self._admins, self._make, self._name, self._say = cluster, admins, make, name, say
         self._config = Config()
         self._seen = Discovered(Observed(), ())
         self._facts: Mapping[str, Any] = {}
+        self._namespaces = dict[str, None]()
         self._changed = asyncio.Event()
+        self._look_due = False
         self._told = set[str]()
         self._guessed = False
         self.request: Request
+        self.naming: Naming
 
     async def look(self) -> None:
         """Look at the cluster. Errors: ClusterError, UsageError; nothing has changed then."""
         self._seen = await Discovery(self._cluster).run()
+        self._namespaces = dict.fromkeys(self._seen.namespaces)
         self._read_config()
         self._decide()
 
@@ -87,6 +97,8 @@ class FromCluster:
         found = subnets(observed)
         wanted = [Wanted(one.prefix, one.kind, one.source) for one in found.found]
         self.request = self._make(self._config, wanted, list(_seen(observed)))
+        known = self._namespaces or (self._cluster.namespace,)
+        self.naming = self._name(self._config, self._cluster.namespace, tuple(known))
         self._guessed = not all(one.sure for one in found.found)
         warnings = list(self._warnings(observed, found.warnings, wanted))
         self._warn([*warnings, *(self._seen.forbidden if warnings else ())])
@@ -112,39 +124,65 @@ class FromCluster:
     # -- what changes --------------------------------------------------------------------------------------------------
 
     async def follow(self) -> AsyncIterator[Request]:
-        """A request whenever it is another one, for ever."""
-        tasks = [asyncio.create_task(self._watch(path, member)) for path, member in _WATCHED.items()]
+        """A request whenever it or the naming is another one, for ever."""
+        tasks = [
+            asyncio.create_task(self._watch(path, partial(self._take, member, dict[str, list[str]]())))
+            for path, member in _WATCHED.items()
+        ]
+        tasks.append(asyncio.create_task(self._watch("/api/v1/namespaces", self._take_namespace)))
         tasks.append(asyncio.create_task(self._ask_again()))
         try:
             while True:
                 await self._changed.wait()
                 await asyncio.sleep(_SETTLE)  # nodes come in groups
                 self._changed.clear()
-                before = self.request
+                before, due, self._look_due = (self.request, self.naming), self._look_due, False
                 with contextlib.suppress(TpvpnError):  # an API server that restarts: the next look tells
-                    await self.look()
-                if self.request != before:
+                    if due:
+                        await self.look()
+                    else:
+                        self._decide()
+                if (self.request, self.naming) != before:
                     yield self.request
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, path: str, member: str) -> None:
-        """Wait for an object with another subnet than is known; until it is forbidden."""
-        known = dict[str, list[str]]()
+    def _change(self) -> None:
+        """All is to be looked at anew."""
+        self._look_due = True
+        self._changed.set()
+
+    async def _watch(self, path: str, take: Callable[[Mapping[str, Any] | None], None]) -> None:
+        """Have each event taken, and None when the watch broke off; until it is forbidden."""
         while True:
             with contextlib.suppress(ClusterError, TimeoutError):
                 try:
                     async for event in self._cluster.watch(path):
-                        self._take(event, member, known)
+                        take(event)
                 except (ForbiddenError, MissingError):
                     return
-            known.clear()  # what went meanwhile is seen by the next look, which is due now
-            self._changed.set()
+            take(None)
+            self._change()  # what went meanwhile is seen by the next look, which is due now
             await asyncio.sleep(_RETRY)
 
-    def _take(self, event: Mapping[str, Any], member: str, known: dict[str, list[str]]) -> None:
+    def _take_namespace(self, event: Mapping[str, Any] | None) -> None:
+        if event is None or event.get("type") not in ("ADDED", "DELETED"):
+            return
+        name, before = str(event["object"]["metadata"].get("name")), len(self._namespaces)
+        if event["type"] == "ADDED":
+            self._namespaces[name] = None
+        else:
+            self._namespaces.pop(name, None)
+        if len(self._namespaces) != before:
+            self._changed.set()
+
+    def _take(self, member: str, known: dict[str, list[str]], event: Mapping[str, Any] | None) -> None:
+        """Look again at an object with another subnet than is known."""
+        if event is None:
+            known.clear()
+            return
         if event.get("type") not in ("ADDED", "MODIFIED", "DELETED"):
             return
         name = str(event["object"]["metadata"].get("name"))
@@ -152,7 +190,7 @@ class FromCluster:
         observed = self._seen.observed
         there = observed.node_cidrs if member == "podCIDRs" else observed.service_cidrs
         if known.get(name, cidrs) != cidrs or not set(cidrs) <= set(there):
-            self._changed.set()
+            self._change()
         known[name] = cidrs
 
     async def _ask_again(self) -> None:
@@ -165,11 +203,11 @@ class FromCluster:
                     now = await installed(self._cluster, self._admins.namespace)
                     if now and now != self._admins:
                         self._admins = now
-                        self._changed.set()
+                        self._change()
             by_address = self.request.policy.on_conflict == "hosts" or self._guessed
             if by_address and asyncio.get_running_loop().time() - looked >= GUESSED_AGAIN:
                 looked = asyncio.get_running_loop().time()
-                self._changed.set()
+                self._change()
 
 
 def with_facts(observed: Observed, facts: Mapping[str, Any]) -> Observed:

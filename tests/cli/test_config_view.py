@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pod import namespace, run
-from tpvpn.config import KEYS, parse
+from tpvpn.config import KEYS, MAPPINGS, parse
 
 TPVPN = (sys.executable, "-m", "tpvpn")
 CLUSTER = ("--service-cidr", "10.130.0.0/16", "--pod-cidr", "10.132.0.0/16")
@@ -66,6 +66,10 @@ def test_without_a_file(home: Path) -> None:
         "    alsoProxySubnets: []  # default\n"
         "    neverProxySubnets: []  # default\n"
         '    onConflict: "fail"  # default\n'
+        "  dns:\n"
+        "    includeSuffixes: []  # default\n"
+        "    excludeSuffixes: []  # default\n"
+        "    mappings: []  # default\n"
         "serviceCIDRs: []  # default\n"
         "podCIDRs: []  # default\n"
     )
@@ -94,6 +98,10 @@ def test_text_can_be_pasted_back(home: Path, file: Path) -> None:
         "    - 10.130.9.0/24  # ~/.config/tpvpn/config.yaml:7\n"
         "    - fd00::/64  # ~/.config/tpvpn/config.yaml:7\n"
         '    onConflict: "fail"  # default\n'
+        "  dns:\n"
+        "    includeSuffixes: []  # default\n"
+        "    excludeSuffixes: []  # default\n"
+        "    mappings: []  # default\n"
         "serviceCIDRs: []  # default\n"
         "podCIDRs: []  # default\n"
     )
@@ -110,9 +118,23 @@ def test_json_names_every_place(home: Path, file: Path) -> None:
         "alsoProxySubnets": (["10.9.0.0/16", "no"], f"{shown}:5, {shown}:6"),
         "neverProxySubnets": (["10.130.9.0/24", "fd00::/64"], f"{shown}:7"),
         "onConflict": ("fail", "default"),
+        "includeSuffixes": ([], "default"),
+        "excludeSuffixes": ([], "default"),
+        "mappings": ([], "default"),
         "serviceCIDRs": ([], "default"),
         "podCIDRs": ([], "default"),
     }
+
+
+def test_mappings_are_shown_with_both_names(home: Path, file: Path) -> None:
+    file.write_text("client:\n  dns:\n    mappings:\n    - name: db.example.com\n      aliasFor: db.prod\n")
+    shown = tpvpn(home, "config", "view")
+    assert '    - {name: "db.example.com", aliasFor: "db.prod"}  # ~/.config/tpvpn/config.yaml:4\n' in shown.stdout
+    assert parse(shown.stdout.encode(), "pasted").all(MAPPINGS)[0].value == ("db.example.com", "db.prod")
+    assert values(tpvpn(home, "config", "view", "--output", "json"))["mappings"] == (
+        [{"name": "db.example.com", "aliasFor": "db.prod"}],
+        "~/.config/tpvpn/config.yaml:4",
+    )
 
 
 # -- where the file is -------------------------------------------------------------------------------------------------

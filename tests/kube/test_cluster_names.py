@@ -1,14 +1,11 @@
 """The cluster's own names, from a laptop with a plain resolv.conf: what its CoreDNS says, every program gets."""
 
-import contextlib
-import itertools
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubernetes_lab import ADMIN, Kubernetes
+from kubernetes_lab import Kubernetes
 
 from name_clients import CLIENTS, clients  # noqa: F401  (a fixture)
 from peers import eventually
@@ -100,7 +97,9 @@ def test_every_client_has_every_form(
 
 
 def test_programs_reach_services_and_pods_by_name(cluster: Kubernetes, laptop: str) -> None:
-    api = cluster.run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://kubernetes.default/", where=laptop)
+    api = cluster.run(
+        "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://kubernetes.default/", where=laptop
+    )
     assert api.stdout in ("401", "403"), api
     ready = cluster.run("curl", "-s", "http://kube-dns.kube-system.svc:9153/metrics", where=laptop)
     assert ready.returncode in (0, 7), ready  # the name was found; the service has no such port

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tpvpn.cli import Commands
-from tpvpn.config import KEYS, LIMIT, Config, Value, parse
+from tpvpn.config import KEYS, LIMIT, Config, NameMapping, Value, parse
 from tpvpn.errors import UsageError
 from tpvpn.route.prefix import Prefix
 
@@ -114,9 +114,13 @@ def _view(arguments: argparse.Namespace) -> int:
 
 def _as_json(values: tuple[Value[Any], ...], many: bool) -> dict[str, Any]:
     """A value, or a list of them, and the places that it is from."""
-    plain = [str(one.value) for one in values]
+    plain = [_plain(one.value) for one in values]
     places = dict.fromkeys(one.source.place for one in values)
     return {"value": plain if many else plain[0], "source": ", ".join(places) or "default"}
+
+
+def _plain(value: Any) -> str | dict[str, str]:
+    return {"name": value.name, "aliasFor": value.alias} if isinstance(value, NameMapping) else str(value)
 
 
 def _text(config: Config) -> Iterator[str]:
@@ -140,5 +144,11 @@ def _text(config: Config) -> Iterator[str]:
 
 def _quoted(value: Value[Any]) -> str:
     """A value as YAML, which JSON is a part of, and its place as a comment."""
-    text = str(value.value) if isinstance(value.value, Prefix) else json.dumps(value.value)
+    match value.value:
+        case Prefix():
+            text = str(value.value)
+        case NameMapping(name, alias):
+            text = f"{{name: {json.dumps(name)}, aliasFor: {json.dumps(alias)}}}"
+        case _:
+            text = json.dumps(value.value)
     return f"{text}  # {value.source.place}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, manager_options, request_of
+from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster
 from tpvpn.errors import ConflictError, UsageError
 
@@ -199,14 +200,15 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     make = partial(request_of, arguments)
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
-        return Settings(arguments.name, socket.gethostname(), transport, Fixed(make()), arguments.dns)
+        fixed = Fixed(make(), naming(arguments))
+        return Settings(arguments.name, socket.gethostname(), transport, fixed, arguments.dns)
     from tpvpn.cluster import find, transport_to
     from tpvpn.kube.api import opened
 
     options = manager_options(arguments)
     cluster = await stack.enter_async_context(opened(access(arguments)))
     admins = await find(cluster, options)
-    wishes = FromCluster(cluster, admins, make, say)
+    wishes = FromCluster(cluster, admins, make, partial(naming, arguments), say)
     await wishes.look()
     if transport is None:
         transport = await stack.enter_async_context(transport_to(cluster, admins, options, say))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
+from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import ConflictError
 
@@ -57,7 +58,7 @@ async def _request(arguments: argparse.Namespace) -> "Request":
 
     async with opened(access(arguments)) as cluster:
         admins = await installed(cluster, arguments.manager_namespace or NAME)
-        wishes = FromCluster(cluster, admins, partial(request_of, arguments), say)
+        wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), say)
         await wishes.look()
     return wishes.request
 

@@ -124,9 +124,9 @@ class Policy:
         if reverse := self._reverse(name):
             return reverse
         suffix, decision = self._captured(name, labels)
-        if decision.where == "cluster" and (theirs := longest(name, self.claimed)):
-            if theirs.count(".") > suffix.count(".") and is_below(theirs, suffix):
-                return Decision("elsewhere", f"another link's routing domain {theirs} is closer than ours, {suffix}")
+        theirs = longest(name, self.claimed) if decision.where == "cluster" else None
+        if theirs and theirs != suffix and is_below(theirs, suffix):
+            return Decision("elsewhere", f"another link's routing domain {theirs} is closer than ours, {suffix}")
         return decision
 
     def _captured(self, name: str, labels: list[str]) -> tuple[str, Decision]:

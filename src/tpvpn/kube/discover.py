@@ -30,6 +30,8 @@ class Discovered:
 
     observed: Observed
     forbidden: tuple[str, ...]
+    namespaces: tuple[str, ...] = ()
+    """All there are, where the user may list them."""
 
 
 class Discovery:
@@ -41,12 +43,13 @@ class Discovery:
 
     async def run(self) -> Discovered:
         """Ask for everything. ClusterError when the API server cannot be reached or does not know us."""
-        cidrs, nodes, kubeadm, services, pods = await asyncio.gather(
+        cidrs, nodes, kubeadm, services, pods, namespaces = await asyncio.gather(
             self._allowed(self._service_cidrs(), ()),
             self._allowed(self._node_cidrs(), ()),
             self._allowed(self._kubeadm(), ("", "")),
             self._addresses("services", _cluster_ips),
             self._addresses("pods", _pod_ips),
+            self._namespaces(),
         )
         observed = Observed(
             service_cidrs=cidrs,
@@ -58,7 +61,7 @@ class Discovery:
         )
         if not cidrs:
             observed = replace(observed, refusal=await self._refusal())
-        return Discovered(observed, tuple(self._forbidden))
+        return Discovered(observed, tuple(self._forbidden), namespaces)
 
     async def _allowed(self, asking: Awaitable[T], instead: T) -> T:
         try:
@@ -78,6 +81,12 @@ class Discovery:
     async def _node_cidrs(self) -> tuple[str, ...]:
         nodes = self._cluster.items("/api/v1/nodes")
         return tuple([cidr async for one in nodes for cidr in one.get("spec", {}).get("podCIDRs") or ()])
+
+    async def _namespaces(self) -> tuple[str, ...]:
+        try:
+            return tuple([str(one["metadata"]["name"]) async for one in self._cluster.items("/api/v1/namespaces")])
+        except ForbiddenError:
+            return ()  # names of the form service.namespace are for the user's own alone then
 
     async def _kubeadm(self) -> tuple[str, str]:
         import yaml
