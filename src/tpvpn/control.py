@@ -1,6 +1,6 @@
-"""The control socket of a running session: `status` and `quit`, one JSON line each way.
+"""The control socket of a running session: `status`, `quit` and `name NAME`, one JSON line each way.
 
-It knows nothing of what a session is: it is given a function that describes it and one that ends it. The socket stands
+It knows nothing of what a session is: it is given functions that describe it, end it, and explain a name. It stands
 in a directory that only the user can enter; the peer's uid is checked all the same.
 """
 
@@ -10,22 +10,31 @@ import json
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tpvpn.errors import TpvpnError, UsageError
 
-TIMEOUT = 5.0
-"""Seconds for a request and its answer."""
+TIMEOUT = 8.0
+"""Seconds for a request and its answer; a name that nobody answers for is known to be so after six."""
 _MAX_REQUEST = 4096
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
+@dataclass(frozen=True, slots=True)
+class Handles:
+    """What may be asked of a session."""
+
+    describe: Callable[[], dict[str, Any]]
+    quit: Callable[[], None]
+    explain: Callable[[str], Awaitable[dict[str, Any]]]
+    """What becomes of a name."""
+
+
 @contextlib.asynccontextmanager
-async def serving(
-    directory: Path, describe: Callable[[], dict[str, Any]], quit: Callable[[], None]
-) -> AsyncGenerator[None]:
+async def serving(directory: Path, handles: Handles) -> AsyncGenerator[None]:
     """Answer requests for the session of this directory while the context lasts."""
     path = _socket(directory)
 
@@ -34,7 +43,7 @@ async def serving(
             async with asyncio.timeout(TIMEOUT):
                 if _allowed(writer.get_extra_info("socket")):
                     request = await reader.readline()
-                    writer.write(json.dumps(_answer(request, describe, quit)).encode() + b"\n")
+                    writer.write(json.dumps(await _answer(request, handles)).encode() + b"\n")
                     await writer.drain()
         writer.close()
 
@@ -47,13 +56,15 @@ async def serving(
         path.unlink(missing_ok=True)
 
 
-def _answer(request: bytes, describe: Callable[[], dict[str, Any]], quit: Callable[[], None]) -> dict[str, Any]:
-    match request.strip():
-        case b"status":
-            return describe()
-        case b"quit":
-            quit()
+async def _answer(request: bytes, handles: Handles) -> dict[str, Any]:
+    match request.split():
+        case [b"status"]:
+            return handles.describe()
+        case [b"quit"]:
+            handles.quit()
             return {"quitting": True}
+        case [b"name", name]:
+            return await handles.explain(name.decode(errors="replace"))
         case _:
             return {"error": f"unknown request {request[:20]!r}"}
 

@@ -90,8 +90,9 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
                 return stopped.result()
             engine, ready = Engine(preparing.result(), helper, say), asyncio.Event()
             running = asyncio.create_task(engine.run(ready))
+            handles = control.Handles(engine.status, partial(_stop, stopped, 0), engine.explain)
             if await _first(asyncio.create_task(ready.wait()), running, stopped):
-                async with control.serving(engine.directory, engine.status, partial(_stop, stopped, 0), engine.explain):
+                async with control.serving(engine.directory, handles):
                     _announce(arguments.ready_fd)
                     command.start()
                     await _first(running, stopped)
