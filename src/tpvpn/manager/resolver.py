@@ -31,6 +31,8 @@ MAX_QUEUED = frame.MAX_PAYLOAD
 _ID = 2
 _TICK = 0.1
 _AT_ONCE = 64
+_ROOM = 1 << 20
+"""Bytes of answers that may come at once; the kernel gives what net.core.rmem_max allows."""
 _DATAGRAM = 1232
 """Bytes of a question; a longer one could be cut to fragments on its way (DNS flag day 2020)."""
 
@@ -81,6 +83,7 @@ class _Channel:
         self.server = server
         self.waiting: dict[int, _Asked] = {}
         self.socket = socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
         try:
             self.socket.connect(server.address)
         except BaseException:
