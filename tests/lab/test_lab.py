@@ -13,7 +13,7 @@ from peers import eventually
 from tpvpn.errors import TpvpnError, UsageError
 from tpvpn.lab import Lab, Vpn, Where
 from tpvpn.lab.lab import RUN
-from tpvpn.lab.names import CROWD, POD, RESOLVERS
+from tpvpn.lab.names import CROWD, LAPTOP, POD, RESOLVERS
 from tpvpn.lab.processes import Processes, start_time
 from tpvpn.lab.topology import (
     NODE,
@@ -96,6 +96,7 @@ def test_the_laptop_has_a_resolver_file_and_no_bus_of_the_machine(lab: Lab) -> N
     replace = "echo nameserver 10.9.9.9 > /etc/new && mv /etc/new /etc/resolv.conf && cat /etc/resolv.conf"
     assert lab.run("laptop", ["sh", "-c", replace]).stdout == "nameserver 10.9.9.9\n"
     assert "10.9.9.9" in lab.run("laptop", ["cat", "/etc/resolv.conf"]).stdout
+    lab.run("laptop", ["tee", "/etc/resolv.conf"], input=LAPTOP)
     assert Path("/etc/resolv.conf").read_bytes() == mine
     assert (
         lab.run(
