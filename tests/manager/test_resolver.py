@@ -241,6 +241,7 @@ def test_other_names_other_classes_and_a_resolver_by_ipv6(manager: Manager) -> N
     with asking(manager, f"nameserver {CLUSTER6}\n") as asker:
         answer = asker.ask(query("www.example.com"))
         assert socket.inet_aton("203.0.113.80") in answer
+        assert len(asker.ask(query(LONG, TXT))) > 4096
         chaos = query("version.bind", TXT, klass=3)
         assert asker.ask(chaos) == direct(manager.lab, chaos)
 
@@ -527,7 +528,8 @@ HEAD = struct.pack(">6H", 7, dns.RD, 1, 0, 0, 0)
         query(WEB)[:4] + b"\xff\xff" + query(WEB)[6:],
         query(WEB)[:10] + b"\0\1" + query(WEB)[12:],  # an additional record that is not there
         with_edns(query(WEB))[:-1],
-        query(WEB) + bytes(dns.MAX_LENGTH),
+        query(WEB) + bytes(4096),
+        query(WEB) + bytes(frame.MAX_PAYLOAD - 1000),
     ],
 )
 def test_a_malformed_question_is_called_so(manager: Manager, message: bytes) -> None:

@@ -26,6 +26,8 @@ AGAIN, PATIENCE = 1.0, 2.5
 """Seconds until a question is sent again, and until it has failed."""
 MAX_WAITING, MAX_CONNECTIONS = 1000, 16
 """Of a session; a question that finds all connections taken waits for one."""
+MAX_QUESTION = 4096
+"""Bytes; no resolver library's is longer, and those that wait are kept."""
 MAX_QUEUED = frame.MAX_PAYLOAD
 """Bytes on a link that takes no more; behind them answers are dropped, long before the link would be."""
 _ID = 2
@@ -296,8 +298,8 @@ class Resolver:
 
 
 def _end_of_question(message: bytes) -> int | None:
-    """Where the one question of a message ends; None when it is malformed."""
-    if len(message) > dns.MAX_LENGTH:
+    """Where the one question of a message ends; None when it is malformed or too long."""
+    if len(message) > MAX_QUESTION:
         return None
     try:
         end = dns.question(message).end
