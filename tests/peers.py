@@ -258,7 +258,7 @@ def running_manager(
         (directory / "tokens").write_bytes(b"ann: " + token + b"\n")
         options = (*options, "--token-file", str(directory / "tokens"))
     logged = directory / f"manager-{secrets.token_hex(4)}.log"
-    command = lab.command("node", zipapp_command("--listen", f"{host}:0", "--exit", "kernel", *options))
+    command = lab.pod_command(zipapp_command("--listen", f"{host}:0", "--exit", "kernel", *options))
     with logged.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:

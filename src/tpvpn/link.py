@@ -71,6 +71,11 @@ class Link:
         if rest or self._queued:
             self._wait(rest)
 
+    @property
+    def queued(self) -> int:
+        """Bytes that wait behind what the stream is taking; the link is lost when they are too many."""
+        return len(self._queued)
+
     def leave(self) -> None:
         """For `receive`: it leaves whole frames for the next turn of the loop, in which others have theirs."""
         self._behind = True

@@ -4,16 +4,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from peers import eventually
 from tpvpn.errors import TpvpnError, UsageError
-from tpvpn.lab import Lab, Vpn
+from tpvpn.lab import Lab, Vpn, Where
 from tpvpn.lab.lab import RUN
+from tpvpn.lab.names import CROWD, LAPTOP, POD, RESOLVERS
 from tpvpn.lab.processes import Processes, start_time
 from tpvpn.lab.topology import (
+    NODE,
     PODS,
     PODS6,
     SERVICES,
@@ -93,6 +96,7 @@ def test_the_laptop_has_a_resolver_file_and_no_bus_of_the_machine(lab: Lab) -> N
     replace = "echo nameserver 10.9.9.9 > /etc/new && mv /etc/new /etc/resolv.conf && cat /etc/resolv.conf"
     assert lab.run("laptop", ["sh", "-c", replace]).stdout == "nameserver 10.9.9.9\n"
     assert "10.9.9.9" in lab.run("laptop", ["cat", "/etc/resolv.conf"]).stdout
+    lab.run("laptop", ["tee", "/etc/resolv.conf"], input=LAPTOP)
     assert Path("/etc/resolv.conf").read_bytes() == mine
     assert (
         lab.run(
@@ -100,6 +104,52 @@ def test_the_laptop_has_a_resolver_file_and_no_bus_of_the_machine(lab: Lab) -> N
         ).stdout.split()
         == []
     )
+
+
+def dig(lab: Lab, where: Where, server: str, *words: str) -> list[str]:
+    """The data of the answers; "NXDOMAIN" when there is no such name."""
+    shown = lab.run(where, ["dig", f"@{server}", "+noall", "+answer", "+comments", "+timeout=2", *words]).stdout
+    if "status: NXDOMAIN" in shown:
+        return ["NXDOMAIN"]
+    return [line.split(maxsplit=4)[4] for line in shown.splitlines() if line and not line.startswith(";")]
+
+
+@pytest.mark.parametrize("server", RESOLVERS["cluster"])
+def test_the_clusters_resolver_answers_as_a_clusters_does(lab: Lab, server: str) -> None:
+    ask = partial(dig, lab, "node", server)
+    web = "web.default.svc.cluster.local"
+    assert ask(web) == [SERVICES[1]]
+    assert ask(web, "AAAA") == [SERVICES6[0]]
+    assert ask("db.default.svc.cluster.local") == list(PODS)
+    assert ask("first.default.svc.cluster.local") == ["second.default.svc.cluster.local.", f"{web}.", SERVICES[1]]
+    assert ask("mail.default.svc.cluster.local", "MX") == [f"10 {web}."]
+    assert ask(f"_http._tcp.{web}", "SRV") == [f"0 100 80 {web}."]
+    assert ask("dns-version.cluster.local", "TXT") == ['"1.1.0"']
+    assert len(ask("long.default.svc.cluster.local", "TXT")) == 20
+    assert len(set(ask("crowd.default.svc.cluster.local"))) == CROWD
+    for address, name in ((SERVICES[1], web), (SERVICES6[0], web), (PODS[1], "db-1.db.default.svc.cluster.local")):
+        assert ask("-x", address) == [f"{name}."]
+    for nothing in ("nowhere.default.svc.cluster.local", "web", "nowhere.example"):
+        assert ask(nothing) == ["NXDOMAIN"]
+    assert ask("-x", "10.130.0.81") == ["NXDOMAIN"]
+    assert ask("www.example.com") == [TWINS[3]]
+
+
+def test_the_laptop_asks_the_resolvers_of_its_lan_and_of_the_vpn(lab: Lab) -> None:
+    of_vpn, of_lan = partial(dig, lab, "laptop", VPN_HOSTS[0]), partial(dig, lab, "laptop", NODE)
+    assert of_vpn("wiki.corp.example") == [VPN_HOSTS[1]]
+    assert of_vpn("-x", VPN_HOSTS[1]) == ["wiki.corp.example."]
+    assert of_vpn("www.example.com") == ["NXDOMAIN"]
+    assert of_lan("www.example.com") == [TWINS[3]]
+    assert of_lan("cdn.example.org") == ["www.example.org.", TWINS[1]]
+    assert of_lan("wiki.corp.example") == of_lan("web.default.svc.cluster.local") == ["NXDOMAIN"]
+    lan = lab.run("laptop", ["getent", "ahostsv4", "www.example.com"]).stdout
+    assert lan.startswith(TWINS[3])
+
+
+def test_a_manager_has_a_pods_resolver(lab: Lab) -> None:
+    command = lab.pod_command(["cat", "/etc/resolv.conf"])
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == POD
 
 
 def test_commands_run_in_the_current_directory(lab: Lab) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from tpvpn import rundir
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.lab import names
 from tpvpn.lab.openvpn import OpenVpn
 from tpvpn.lab.processes import Processes
 from tpvpn.lab.restricted import NOBODY, restricted
@@ -48,7 +49,8 @@ MANAGER = f"{NODE}:7070"
 TIMEOUT = 15.0  # seconds until what was started must be ready
 
 # Each program the lab runs, with the package that has it.
-TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "iperf3": "iperf3", "ping": "iputils-ping"}
+TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "iperf3": "iperf3", "ping": "iputils-ping",
+         "dnsmasq": "dnsmasq-base"}  # fmt: skip
 VPN_PROGRAMS: dict[str, type[VpnProgram]] = {"openvpn": OpenVpn, "wireguard": WireGuard, "strongswan": StrongSwan}
 
 # The laptop's mounts, made by a shell that then keeps them: $1 the run directory, $2 a file that says they are there.
@@ -62,6 +64,8 @@ done
 touch "$2"
 exec sleep infinity
 """
+# A command with a pod's /etc: $1 is that.
+POD = 'mount --bind "$1" /etc; shift; exec "$@"'
 
 
 class Lab:
@@ -170,6 +174,7 @@ class Lab:
         if is_full(self.options["vpn"]):
             self.run("vpn", ["nft", "-f", "-"], input=TUNNEL_ONLY)
         self._start_servers()
+        self._start_resolvers()
         if program:
             self._start_vpn_end("vpn", "vpn-server", program.server(), program.up)
         if self.options["vpn"] != "none":
@@ -203,16 +208,29 @@ class Lab:
 
     def _move_laptop_in(self) -> None:
         """Start the process that holds the laptop's mount namespace."""
-        _call(["cp", "--archive", "/etc", str(self.run_directory / "etc")])
-        resolver = self.run_directory / "etc" / "resolv.conf"
-        resolver.unlink(missing_ok=True)
-        resolver.write_text("# the lab's laptop\nnameserver 192.0.2.1\n")
+        self._copy_etc("etc", names.LAPTOP)
         ready = self.run_directory / "laptop.ready"
         shell = ["sh", "-c", LAPTOP, "laptop", str(self.run_directory), str(ready)]
         enter = ["nsenter", f"--net={self.netns('laptop')}", "unshare", "--mount"]
         holder = self._start("laptop", [*enter, *shell])
         self.wait(ready.exists, holder, "laptop")
         (self.run_directory / "laptop.pid").write_text(str(holder.pid))
+
+    def _copy_etc(self, name: str, resolver: str) -> None:
+        """Put a copy of the machine's /etc into the run directory, with this resolv.conf in it."""
+        copy = self.run_directory / name
+        _call(["cp", "--archive", "/etc", str(copy)])
+        (copy / "resolv.conf").unlink(missing_ok=True)
+        (copy / "resolv.conf").write_text(resolver)
+
+    def _start_resolvers(self) -> None:
+        self._copy_etc("pod-etc", names.POD)
+        for where in names.RESOLVERS:
+            name = f"names-{where}"
+            configuration = self.run_directory / f"{name}.conf"
+            configuration.write_text(names.configuration(where, self.run_directory, self.options["ipv6"]))
+            process = self._start(name, self.command(where, ["dnsmasq", f"--conf-file={configuration}"]))
+            self.wait(partial(self._says, name, "started, version"), process, name)
 
     def _start_servers(self) -> None:
         for where in ("vpn", "cluster"):
@@ -292,6 +310,11 @@ class Lab:
         own = ["env", f"--chdir={Path.cwd()}", "--unset=DBUS_SYSTEM_BUS_ADDRESS", "--unset=NOTIFY_SOCKET"]
         return ["nsenter", "--target", holder, "--net", "--mount", *own, *argv]
 
+    def pod_command(self, argv: Sequence[str]) -> list[str]:
+        """The command that runs `argv` on the node with a pod's /etc, and so its resolver."""
+        in_pod = ["unshare", "--mount", "sh", "-ec", POD, "pod", str(self.run_directory / "pod-etc")]
+        return self.command("node", [*in_pod, *argv])
+
     def run(
         self, where: Where, argv: Sequence[str], *, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
@@ -327,7 +350,7 @@ class Lab:
         chosen: Exit = exit or self.options["exit"]
         options = ["--listen", listen, "--exit", chosen, "--token-file", str(self.token_file)]
         argv = [sys.executable, "-m", "tpvpn", "manager", *options, *extra]
-        process = self._start(name, self.command("node", restricted(argv) if chosen == "socket" else argv))
+        process = self._start(name, self.pod_command(restricted(argv) if chosen == "socket" else argv))
         self._expect("node", [listen], "/healthz", name)
         return process
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
+from tpvpn.manager import resolver
 from tpvpn.pump import Counters
 
 
@@ -17,6 +18,7 @@ class Counted:
     """Those of them that had no token of ours."""
     finished: Counters = field(default_factory=Counters)
     """Packets and bytes of the sessions that have ended."""
+    names: resolver.Counters = field(default_factory=resolver.Counters)
 
     def finish(self, counters: Counters) -> None:
         """Add what a session counted that has ended."""
@@ -35,6 +37,7 @@ def render(counted: Counted, running: Iterable[Counters], exit: Mapping[str, int
     }
     for one in fields(Counters):
         totals[one.name] = getattr(counted.finished, one.name) + sum(getattr(each, one.name) for each in running)
+    totals |= {f"dns_{one.name}": getattr(counted.names, one.name) for one in fields(resolver.Counters)}
     totals |= {f"exit_{name}": count for name, count in exit.items()}
     for name, count in totals.items():
         lines += [f"# TYPE tpvpn_{name}_total counter", f"tpvpn_{name}_total {count}"]

@@ -237,7 +237,7 @@ class Server:
             raise
         security = "plain" if stream.certificate_hash == NO_CERTIFICATE else "tls"
         visitor = Visitor(handshake.user, asked.name, peer, security, handshake.version)
-        session = Session(secrets.token_hex(8), visitor, place)
+        session = Session(secrets.token_hex(8), visitor, place, self.counted.names)
         self.sessions[session.name] = session
         try:
             await stream.send_all(frame.encode(frame.CONTROL, handshake.welcome(self._terms(session, offloads))))

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tpvpn.errors import ProtocolError, TpvpnError
 from tpvpn.link import Link
+from tpvpn.manager import resolver
 from tpvpn.proto import config, message
 from tpvpn.pump import Counters
 from tpvpn.transport.stream import Stream
@@ -76,13 +77,15 @@ class Visitor:
 class Session:
     """Runs until its link is lost, its client says goodbye, or this end does."""
 
-    def __init__(self, name: str, visitor: Visitor, place: Place) -> None:
+    def __init__(self, name: str, visitor: Visitor, place: Place, names: resolver.Counters) -> None:
         self.name, self.visitor, self.place = name, visitor, place
+        self._names = names
         self.since, self.began = datetime.now(UTC), time.monotonic()
         self.gone = asyncio.Event()
         """Its addresses are free again."""
         self._link: Link | None = None
         self._carrier: Carrier | None = None
+        self._resolver: resolver.Resolver | None = None
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._change: tuple[int, Sequence[tuple[str, str]]] | None = None
@@ -97,6 +100,7 @@ class Session:
     async def run(self, stream: Stream, early: bytes) -> str:
         """Carry packets until the session ends; why it ended, in words for the log."""
         link = self._link = Link(stream, self._on_lost, early)
+        asking = self._resolver = resolver.Resolver(link, self._names)
         try:
             self._carrier = self.place.attach(link, self._on_frame)
             self._carrier.start()
@@ -106,6 +110,7 @@ class Session:
                 self._changing.cancel()
             if self._carrier:
                 self._carrier.stop()
+            asking.close()
             link.close()
 
     def say_goodbye(self, reason: str, *, again: bool = False) -> None:
@@ -113,8 +118,9 @@ class Session:
 
         `again`: the client may open it anew, here or at another manager.
         """
-        if self._link and self._carrier:
+        if self._link and self._carrier and self._resolver:
             self._carrier.stop()
+            self._resolver.close()
             self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason, again=again))
             if self._link.congested:
                 self._link.on_drained = partial(self.end, reason)
@@ -128,11 +134,18 @@ class Session:
             self._ended.set_result(reason)
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
-        if kind != frame.CONTROL or not self._link:
-            return  # kinds of a later version are skipped (docs/protocol.md)
+        if not self._link or not self._resolver:
+            return
+        if kind == frame.CONTROL:
+            self._on_control(payload, self._link)
+        elif kind == frame.DNS:
+            self._resolver.ask(payload)
+        # kinds of a later version are skipped (docs/protocol.md)
+
+    def _on_control(self, payload: bytes, link: Link) -> None:
         what = message.decode(payload)
         if what["type"] == "ping":
-            self._link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+            link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
         elif what["type"] == "config":
             self._take_change(*config.change(what))
         elif what["type"] == "goodbye":
