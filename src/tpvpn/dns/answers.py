@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from tpvpn.route.prefix import BITS, Prefix
 from tpvpn.wire import dns
-from tpvpn.wire.dns import AD, AXFR, CD, HEADER, IXFR, OPCODE, OPT, QR, RA, RD, TC, MalformedError, Rcode
+from tpvpn.wire.dns import AD, AXFR, CD, HEADER, IXFR, OPCODE, OPT, RA, RD, TC, MalformedError, Rcode
 
 LARGEST_DATAGRAM = 4_096
 """Bytes of an answer over UDP to who says that as many are welcome, what RFC 6891 section 6.2.5 begins with. RFC 9715
@@ -21,7 +21,7 @@ TCP would cost more."""
 WELCOME = 1_232
 """Bytes of a datagram that we say are welcome: it may cross the cluster's network (RFC 9715 section 3)."""
 TTL, TTL_MAPPED = 5, 10
-"""Seconds that an alias without an answer holds (what CoreDNS gives for the cluster's names), and that a mapping does."""
+"""Seconds that an alias without an answer holds (what CoreDNS gives for the cluster's names), and that mappings do."""
 _DO = 0x8000
 _FIXED = struct.Struct(">HHIH")
 _NAMES_IN = {

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from tpvpn.dns import answers
 from tpvpn.dns.answers import Query, RefusedError
@@ -96,10 +97,10 @@ class Server:
         self._flights = {}  # who waits is answered, but nobody joins any more, and nothing of it is cached
 
     async def resolve(self, name: str, kind: int) -> tuple[Decision, bytes | None]:
-        """What is decided of a question, and the answer of a program that asks it; MalformedError when it is no name."""
+        """What is decided of a question, and the answer to who asks it; MalformedError when it is no name."""
         message = dns.query(dns.labels(name), kind, 0)
         answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._take(message, answer.set_result)
+        self._take(message, partial(_settle, answer))
         return self._decide(Query.read(message).question.name, kind), await answer or None
 
     async def probe(self) -> bool:
@@ -107,7 +108,7 @@ class Server:
         name = f"{secrets.token_hex(8)}.{LOOP}"
         answer: asyncio.Future[bytes | None] = self._loop.create_future()
         self.looping, self._probing = False, name
-        self._exchange.ask(dns.query(dns.labels(name), dns.A, 0), answer.set_result)
+        self._exchange.ask(dns.query(dns.labels(name), dns.A, 0), partial(_settle, answer))
         await answer
         return self.looping
 
@@ -131,14 +132,15 @@ class Server:
 
     def _take(self, message: bytes, respond: Respond, *, tcp: bool = True) -> None:
         """Answer, now or later. `respond` is called once, with nothing when there must be no answer."""
+        if len(message) < dns.HEADER.size or message[2] & dns.QR >> 8:
+            self.counters.dropped += 1
+            respond(b"")
+            return
         try:
             query = Query.read(message)
         except (MalformedError, RefusedError) as error:
-            rcode = error.rcode if isinstance(error, RefusedError) else Rcode.FORMERR
-            refusal = answers.refused(message, rcode)
-            self.counters.refused += refusal is not None
-            self.counters.dropped += refusal is None
-            respond(refusal or b"")
+            self.counters.refused += 1
+            respond(dns.reply(message, error.rcode if isinstance(error, RefusedError) else Rcode.FORMERR))
             return
         if not tcp:
             respond = partial(_fit, respond, query.limit)
@@ -208,8 +210,8 @@ class Server:
             one.respond(one.query.answered(answer))
 
     def _ask_elsewhere(self, asker: _Asker, decision: Decision, tcp: bool) -> None:
-        """Ask verbatim. Who asks the very same, but for the id, waits for the same answer: so a question that comes back
-        through another resolver of this host ends.
+        """Ask verbatim. Who asks the very same, but for the id, waits for the same answer: so a question that comes
+        back through another resolver of this host ends.
         """
         query = asker.query
         key = (tcp, query.message[2:])
@@ -267,9 +269,13 @@ def _labels(decision: Decision, query: Query) -> tuple[bytes, ...]:
     return query.question.labels if decision.asked is None else dns.labels(decision.asked)
 
 
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():  # who asked may wait no more
+        future.set_result(value)
+
+
 def _fit(respond: Respond, limit: int, answer: bytes) -> None:
-    with contextlib.suppress(MalformedError):  # an answer from elsewhere that nobody can read
-        respond(answers.fitted(answer, limit))
+    respond(answers.fitted(answer, limit))
 
 
 def _send(one: socket.socket, to: object, answer: bytes) -> None:

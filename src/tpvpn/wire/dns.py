@@ -206,7 +206,7 @@ def reply(message: bytes, rcode: Rcode, flags: int = RA) -> bytes:
 
 
 def is_answer(query: bytes, message: bytes) -> bool:
-    """Whether a message answers this query: its id, and its question but for the case of letters (RFC 5452 section 9.1).
+    """Whether a message answers this query: its id, and its question but for letters' case (RFC 5452 section 9.1).
 
     Who cannot read a question need not repeat it.
     """
