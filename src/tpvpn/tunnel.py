@@ -1,4 +1,4 @@
-"""The client's end of a session: shake hands with a manager over a stream, then pump packets.
+"""The client's end of a session: shake hands with a manager over a stream, then pump packets and carry questions.
 
 It knows nothing of routes or of the helper: it is given a stream and, later, a TUN.
 """
@@ -60,9 +60,16 @@ class Tunnel:
     """Carries packets between a TUN and a manager until `close()`; `on_end(error)` is called when the link is lost."""
 
     def __init__(
-        self, stream: Stream, early: bytes, tun: Tun, terms: Terms, on_end: Callable[[TpvpnError], None]
+        self,
+        stream: Stream,
+        early: bytes,
+        tun: Tun,
+        terms: Terms,
+        on_end: Callable[[TpvpnError], None],
+        on_dns: Callable[[int, bytes], None] = lambda _identity, _message: None,
     ) -> None:
         self._on_end = on_end
+        self._on_dns = on_dns
         self._loop = asyncio.get_running_loop()
         self._beats = self._beats_answered = 0
         self._heard: int = 0
@@ -107,6 +114,11 @@ class Tunnel:
         if refused is not None:
             raise ManagerError(f"the manager refuses the virtual subnets: {message.printable(refused, 300)}")
 
+    def ask(self, identity: int, message: bytes) -> None:
+        """Have the manager ask its own resolver; what that says comes to `on_dns` with the same identity, if at all."""
+        if not self._ended:
+            self._link.send(frame.DNS, identity.to_bytes(2) + message)
+
     def close(self) -> None:
         """Say goodbye and close the link."""
         self._settle(LinkLostError("the session was closed"))
@@ -128,6 +140,8 @@ class Tunnel:
         self._link.send(frame.CONTROL, message.encode("ping", id=self._beats))
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
+        if kind == frame.DNS:
+            self._on_dns(int.from_bytes(payload[:2]), payload[2:])
         if kind != frame.CONTROL:
             return  # kinds of a later version are skipped (docs/protocol.md)
         what = message.decode(payload)

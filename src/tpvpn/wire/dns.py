@@ -4,10 +4,12 @@ Pure: it asks nobody, and knows nothing of policies. Whatever a message holds, r
 and names are followed through pointers only where their text is wanted.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from tpvpn.errors import ProtocolError
 
@@ -20,17 +22,23 @@ PLAIN_UDP = 512
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE, RCODE = 0x7800, 0x000F
 A, NS, CNAME, SOA, PTR, AAAA, OPT, ANY = 1, 2, 5, 6, 12, 28, 41, 255
+IXFR, AXFR = 251, 252
 IN = 1
 _RECORD = struct.Struct(">HHIH")
 _FIXED = struct.Struct(">HH")
 _LONGEST_NAME = 255  # RFC 1035 section 2.3.4
+_LONGEST_LABEL = 63
 _POINTER = 0xC0
+_SHOWN = {byte: f"\\{byte:03d}" for byte in range(256) if not 0x21 <= byte <= 0x7E or byte in b".\\"}
+_ESCAPED = re.compile(r"\\(?:([0-9]{3})|(.))|([^.\\])", re.ASCII)
 
 
 class Rcode(IntEnum):
     """What became of a question (RFC 1035 section 4.1.1)."""
 
     NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
+    BADVERS = 16
+    """Its upper bits are in the OPT record (RFC 6891 section 6.1.3)."""
 
 
 class MalformedError(ProtocolError):
@@ -49,11 +57,10 @@ class Question:
     @property
     def name(self) -> str:
         """In small letters, without the dot at the end; what is no printable ASCII as \\DDD (RFC 4343 section 2.1)."""
-        return ".".join("".join(map(_shown, label)) for label in self.labels).lower()
+        return ".".join(label.decode("latin-1").translate(_SHOWN) for label in self.labels).lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Where a record of a message lies: its fields, and the offsets of its TTL and of its data."""
 
     section: int
@@ -67,8 +74,29 @@ class Record:
     length: int
 
 
-def _shown(byte: int) -> str:
-    return chr(byte) if 0x21 <= byte <= 0x7E and byte not in b".\\" else f"\\{byte:03d}"
+def labels(name: str) -> tuple[bytes, ...]:
+    """The labels of a name as `Question.name` shows it, or with a dot at the end; MalformedError when it is none."""
+    found, label, at = list[bytes](), bytearray(), 0
+    if name in ("", "."):
+        return ()
+    while at < len(name):
+        if name[at] == ".":
+            found.append(bytes(label))
+            label.clear()
+            at += 1
+            continue
+        one = _ESCAPED.match(name, at)
+        byte = -1 if one is None else int(one[1]) if one[1] else ord(one[2] or one[3])
+        if one is None or not 0 <= byte <= (255 if one[1] else 126):
+            raise MalformedError(f"{name!r} is no name")
+        label.append(byte)
+        at = one.end()
+    if label:
+        found.append(bytes(label))
+    if any(not 0 < len(one) <= _LONGEST_LABEL for one in found):
+        raise MalformedError(f"{name!r} is no name")
+    wire_name(tuple(found))
+    return tuple(found)
 
 
 def question(message: bytes) -> Question:
@@ -77,19 +105,21 @@ def question(message: bytes) -> Question:
         raise MalformedError("it is shorter than a header")
     if HEADER.unpack_from(message)[2] != 1:
         raise MalformedError("it has not one question")
-    labels, at = list[bytes](), HEADER.size
+    found, at = list[bytes](), HEADER.size
     while True:
         length = message[at] if at < len(message) else -1
         if length == 0:
             break
-        if length < 0 or length >= 0x40 or at + 1 + length - HEADER.size >= _LONGEST_NAME:  # no pointer: it is first
+        if (
+            not 0 < length <= _LONGEST_LABEL or at + 1 + length - HEADER.size >= _LONGEST_NAME
+        ):  # no pointer: it is first
             raise MalformedError("its question has no name")
-        labels.append(message[at + 1 : at + 1 + length])
+        found.append(message[at + 1 : at + 1 + length])
         at += 1 + length
     if at + 5 > len(message):
         raise MalformedError("its question is cut off")
     kind, klass = _FIXED.unpack_from(message, at + 1)
-    return Question(tuple(labels), kind, klass, at + 5)
+    return Question(tuple(found), kind, klass, at + 5)
 
 
 def records(message: bytes, begin: int) -> Iterator[Record]:
@@ -114,11 +144,38 @@ def _behind_name(message: bytes, at: int) -> int:
         length = message[at]
         if length >= _POINTER:
             return at + 2
-        if length >= 0x40:
+        if length > _LONGEST_LABEL:
             break
         at += 1 + length
         if length == 0:
             return at
+    raise MalformedError("a name is cut off")
+
+
+def read_name(message: bytes, at: int) -> tuple[bytes, int]:
+    """A name without compression, and where it ends in the message. A pointer must point backwards (RFC 1035 section
+    4.1.4: to a prior occurrence), in front of the run of labels that it ends, so that following them ends.
+    """
+    name, begin, end = bytearray(), at, 0
+    while at < len(message):
+        length = message[at]
+        if length >= _POINTER:
+            if at + 2 > len(message):
+                break
+            end = end or at + 2
+            at = int.from_bytes(message[at : at + 2]) & 0x3FFF
+            if at >= begin:
+                raise MalformedError("a name points forward")
+            begin = at
+            continue
+        if length > _LONGEST_LABEL or at + 1 + length > len(message):
+            break
+        name += message[at : at + 1 + length]
+        at += 1 + length
+        if len(name) > _LONGEST_NAME:
+            raise MalformedError("a name is longer than 255 bytes")
+        if length == 0:
+            return bytes(name), end or at
     raise MalformedError("a name is cut off")
 
 
@@ -138,14 +195,31 @@ def query(labels: tuple[bytes, ...], kind: int, identity: int, klass: int = IN) 
 def reply(message: bytes, rcode: Rcode, flags: int = RA) -> bytes:
     """An answer without records to a query, whose question and EDNS it repeats as far as they can be read."""
     identity, given = struct.unpack_from(">HH", message) if len(message) >= 4 else (0, 0)
-    flags |= QR | (given & (OPCODE | RD | CD)) | rcode
+    flags |= QR | (given & (OPCODE | RD | CD)) | (rcode & RCODE)
     try:
         end = question(message).end
         option = edns(message, end)
     except MalformedError:
         return HEADER.pack(identity, flags, 0, 0, 0, 0)
-    added = b"" if option is None else b"\0" + _RECORD.pack(OPT, PLAIN_UDP, option.ttl & 0x8000, 0)
+    added = b"" if option is None else b"\0" + _RECORD.pack(OPT, PLAIN_UDP, (rcode >> 4) << 24 | option.ttl & 0x8000, 0)
     return HEADER.pack(identity, flags, 1, 0, 0, bool(added)) + message[HEADER.size : end] + added
+
+
+def is_answer(query: bytes, message: bytes) -> bool:
+    """Whether a message answers this query: its id, and its question but for letters' case (RFC 5452 section 9.1).
+
+    Who cannot read a question need not repeat it.
+    """
+    if len(message) < HEADER.size or message[:2] != query[:2] or not message[2] & 0x80:
+        return False
+    if message[4:6] == b"\0\0":
+        return message[3] & RCODE in (Rcode.FORMERR, Rcode.NOTIMP) and len(message) == HEADER.size
+    end = question(query).end
+    return (
+        message[4:6] == query[4:6]
+        and message[end - 4 : end] == query[end - 4 : end]
+        and message[HEADER.size : end - 4].lower() == query[HEADER.size : end - 4].lower()
+    )
 
 
 def edns(message: bytes, begin: int) -> Record | None:
