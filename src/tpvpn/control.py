@@ -18,7 +18,7 @@ from typing import Any
 from tpvpn.errors import TpvpnError, UsageError
 
 TIMEOUT = 8.0
-"""Seconds for a request and its answer; a name that nobody answers for is known to be so after six."""
+"""Seconds for a request and its answer; a name that nobody answers for is known to be so after three."""
 _MAX_REQUEST = 4096
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from tpvpn.dns.answers import as_text
 from tpvpn.dns.exchange import Exchange
 from tpvpn.dns.policy import DOMAIN, Decision, Naming, Policy, domain_of
 from tpvpn.dns.server import Server
+from tpvpn.dns.shown import shown
 from tpvpn.dns.upstream import Upstream
 from tpvpn.errors import TpvpnError
 from tpvpn.helper.client import HelperClient
@@ -173,17 +173,14 @@ class Namer:
         name = name.lower().rstrip(".")
         decision = self._decide(name, A)
         told: dict[str, Any] = {"name": name, **asdict(decision), "server": None, "rcode": None}
-        records, addresses = list[str](), list[str]()
-        if self._server:
-            told["server"] = {
-                "cluster": "the cluster's resolver",
-                "elsewhere": ", ".join(self._host.servers) if self._host else "",
-            }.get(decision.where)
-            for kind in (A, AAAA):
-                with contextlib.suppress(TpvpnError):
-                    _, answer = await self._server.resolve(name, kind)
-                    rcode, some, found = as_text(answer) if answer else ("no answer", [], [])
+        records, addresses = dict[str, None](), list[str]()
+        if self._server and self._host:
+            asked = {"cluster": "the cluster's resolver", "elsewhere": ", ".join(self._host.servers)}
+            told["server"] = asked.get(decision.where)
+            with contextlib.suppress(TpvpnError):  # it is no name
+                for _, answer in await asyncio.gather(*(self._server.resolve(name, kind) for kind in (A, AAAA))):
+                    rcode, lines, found = shown(answer or b"")
                     told["rcode"] = rcode if told["rcode"] in (None, "NOERROR") else told["rcode"]
-                    records += [one for one in some if one not in records]
+                    records |= dict.fromkeys(lines)
                     addresses += found
-        return told | {"records": records, "addresses": addresses}
+        return told | {"records": list(records), "addresses": addresses}
