@@ -402,9 +402,7 @@ def test_answers_come_as_they_are_there(network: str, loop: str) -> None:
     play(network, loop, scenario)
 
 
-def test_connections_are_bounded(network: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "IDLE", 0.3)
-
+def test_connections_are_bounded(network: str, loop: str) -> None:
     async def scenario() -> None:
         async with stub() as made:
             held: list[tuple[int, bytes]] = []
@@ -415,15 +413,38 @@ def test_connections_are_bounded(network: str, loop: str, monkeypatch: pytest.Mo
                 await asyncio.sleep(0.001)
             idle = [await connect() for _ in range(tcp.CONNECTIONS)]
             assert await idle[0][0].read() == b""  # made room for the last
-            far_side(0)(made, *held[0])
-            await heard(busy[0])
-            for _ in range(40):  # a byte now and then is no question
-                with contextlib.suppress(ConnectionError):
-                    idle[-1][1].write(b"\0")
+            far_side(30)(made, *held[0])
+            assert (await heard(busy[0])).answer
+            for reader, writer in idle[1:]:
+                writer.write(framed(dns.message.make_query("busy.cluster.local", "A")))
+                assert (await heard(reader)).answer
+            for _, writer in (*idle, busy):
+                await leave(writer)
+
+    play(network, loop, scenario)
+
+
+def test_an_idle_connection_ends(network: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "IDLE", 0.3)
+
+    async def dribble(writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"\1")
+                await writer.drain()
                 await asyncio.sleep(0.01)
-            for reader, writer in (*idle, busy):
-                with contextlib.suppress(ConnectionError):
-                    assert await reader.read() == b""
+
+    async def scenario() -> None:
+        async with stub() as made:
+            made.exchange.attach(lambda identity, message: None)
+            waits, dribbles, began = await connect(), await connect(), time.monotonic()
+            waits[1].write(framed(dns.message.make_query("x.cluster.local", "A")))
+            async with asyncio.timeout(1):
+                await dribble(dribbles[1])  # a byte now and then is no question
+            assert (await heard(waits[0])).rcode() == dns.rcode.SERVFAIL
+            assert await waits[0].read() == b""
+            assert 2.5 + 0.3 < time.monotonic() - began < 4
+            for _, writer in (waits, dribbles):
                 await leave(writer)
 
     play(network, loop, scenario)
