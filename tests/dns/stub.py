@@ -44,7 +44,7 @@ RECORDS = [
 
 def decide(name: str, kind: int) -> Decision:
     """A policy for tests: the last label or suffix says it."""
-    if name.endswith("cluster.local") or name.endswith("in-addr.arpa") or name.endswith(".include"):
+    if name.endswith(("cluster.local", "in-addr.arpa", ".include")):
         return Decision("cluster", "it is under the cluster's domain")
     if name.endswith(".shop"):
         return Decision("cluster", "it is a service's", asked=f"{name}.svc.cluster.local")
