@@ -37,6 +37,7 @@ class Played:
     tunnel: Tunnel
     far: socket.socket
     ends: list[TpvpnError]
+    answers: list[tuple[int, bytes]]
     decoder: frame.Decoder = field(default_factory=frame.Decoder)
 
     async def hear(self) -> message.Message:
@@ -56,10 +57,11 @@ async def played() -> AsyncIterator[Played]:
     for one in (near, far, *(side for pair in queues for side in pair)):
         one.setblocking(False)
     ends: list[TpvpnError] = []
+    answers: list[tuple[int, bytes]] = []
     tun = Tun(queues[0][0].fileno(), queues[1][0].fileno(), "test", Offload(0))
-    tunnel = Tunnel(Stream(near), b"", tun, TERMS, ends.append)
+    tunnel = Tunnel(Stream(near), b"", tun, TERMS, ends.append, lambda *answer: answers.append(answer))
     try:
-        yield Played(tunnel, far, ends)
+        yield Played(tunnel, far, ends, answers)
     finally:
         tunnel.close()
         for one in (near, far, *(side for pair in queues for side in pair)):
@@ -98,6 +100,22 @@ def test_what_a_later_version_may_send_is_skipped() -> None:
         manager.say("ping", id=7, colour="blue")
         assert await manager.hear() == {"type": "pong", "id": 7}
         assert manager.ends == []
+
+    play(scenario)
+
+
+def test_questions_travel_and_answers_come_back() -> None:
+    async def scenario(manager: Played) -> None:
+        manager.tunnel.ask(0xBEEF, b"a question")
+        while not (came := list(manager.decoder.frames())):
+            manager.decoder.receive(await asyncio.get_running_loop().sock_recv(manager.far, 1 << 16))
+        assert came == [(frame.DNS, b"\xbe\xefa question")]
+        manager.far.sendall(frame.encode(frame.DNS, b"\xbe\xefan answer") + frame.encode(frame.DNS, b"\x07"))
+        manager.say("ping", id=1)
+        await manager.hear()
+        assert manager.answers == [(0xBEEF, b"an answer"), (7, b"")]
+        manager.tunnel.close()
+        manager.tunnel.ask(1, b"too late")
 
     play(scenario)
 

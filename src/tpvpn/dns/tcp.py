@@ -92,8 +92,9 @@ class _Connection:
         self._over(self)
 
     def _idle(self) -> None:
-        due = self.last + IDLE
-        if self._loop.time() >= due:
+        now = self._loop.time()
+        due = self.last + IDLE if not self.waiting else now + IDLE  # an answer, or none, comes sooner
+        if now >= due:
             self.close()
         else:
             self._timer = self._loop.call_at(due, self._idle)

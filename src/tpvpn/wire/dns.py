@@ -28,6 +28,8 @@ _RECORD = struct.Struct(">HHIH")
 _FIXED = struct.Struct(">HH")
 _LONGEST_NAME = 255  # RFC 1035 section 2.3.4
 _LONGEST_LABEL = 63
+POINTERS = 32
+"""Followed for one name; who compresses well needs one, and never more than a name has labels."""
 _POINTER = 0xC0
 _SHOWN = {byte: f"\\{byte:03d}" for byte in range(256) if not 0x21 <= byte <= 0x7E or byte in b".\\"}
 _ESCAPED = re.compile(r"\\(?:([0-9]{3})|(.))|([^.\\])", re.ASCII)
@@ -154,9 +156,9 @@ def _behind_name(message: bytes, at: int) -> int:
 
 def read_name(message: bytes, at: int) -> tuple[bytes, int]:
     """A name without compression, and where it ends in the message. A pointer must point backwards (RFC 1035 section
-    4.1.4: to a prior occurrence), in front of the run of labels that it ends, so that following them ends.
+    4.1.4: to a prior occurrence), in front of the run of labels that it ends, so that following them ends, and soon.
     """
-    name, begin, end = bytearray(), at, 0
+    name, begin, end, followed = bytearray(), at, 0, 0
     while at < len(message):
         length = message[at]
         if length >= _POINTER:
@@ -164,8 +166,9 @@ def read_name(message: bytes, at: int) -> tuple[bytes, int]:
                 break
             end = end or at + 2
             at = int.from_bytes(message[at : at + 2]) & 0x3FFF
-            if at >= begin:
-                raise MalformedError("a name points forward")
+            followed += 1
+            if at >= begin or followed > POINTERS:
+                raise MalformedError("a name points forward, or too often")
             begin = at
             continue
         if length > _LONGEST_LABEL or at + 1 + length > len(message):
