@@ -18,6 +18,9 @@ from tpvpn.route.operations import Operation
 from tpvpn.rundir import Session, decode, encode
 
 
+_FILE = {"file": "/etc/resolv.conf"}
+
+
 class JournalBusyError(UsageError):
     """The journal's session lives; `session` is what it wrote about itself."""
 
@@ -40,6 +43,7 @@ class Journal:
             session, _ = self._read()
             os.close(self._fd)
             raise JournalBusyError(path, session) from None
+        self.took_file = False
         self.session, self._done = self._read()
 
     def close(self) -> None:
@@ -49,13 +53,19 @@ class Journal:
     def begin(self, session: Session) -> None:
         """Start anew: what was written before is forgotten. Nothing is appended to what a crash may have cut off."""
         os.ftruncate(self._fd, 0)
-        self.session, self._done = session, []
+        self.session, self._done, self.took_file = session, [], False
         self._append(encode(session))
 
     def record(self, operation: Operation) -> None:
         """Write the operation down; call this before it is done."""
         self._append(json.dumps(encode_operation(operation)))
         self._done.append(operation)
+
+    def record_file(self) -> None:
+        """Write down that /etc/resolv.conf is taken, which says itself how it was; call this before it is done."""
+        if not self.took_file:
+            self._append(json.dumps(_FILE))
+            self.took_file = True
 
     def undo_list(self) -> list[Operation]:
         """What removes everything that was added and not removed since: rules first, the latest first."""
@@ -77,7 +87,11 @@ class Journal:
         operations: list[Operation] = []
         for line in rest:
             try:
-                operations.append(decode_operation(json.loads(line)))
+                entry: object = json.loads(line)
+                if entry == _FILE:
+                    self.took_file = True
+                else:
+                    operations.append(decode_operation(entry))
             except (ValueError, TpvpnError):
                 break
         return decode(first), operations

@@ -21,9 +21,23 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tpvpn import privileged
+from tpvpn.dns.file import Taken
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol, rights
-from tpvpn.helper.protocol import Apply, Claim, Cleanup, Guard, Look, OpenTun, Request, Reset, Watch
+from tpvpn.helper.protocol import (
+    Apply,
+    Claim,
+    Cleanup,
+    Guard,
+    Look,
+    OpenDns,
+    OpenTun,
+    Request,
+    Reset,
+    SetResolved,
+    TakeFile,
+    Watch,
+)
 from tpvpn.privileged import Seen
 from tpvpn.route.operations import Operation
 from tpvpn.route.prefix import Prefix
@@ -105,6 +119,24 @@ class HelperClient:
         pairs = zip_longest(_chunks(withdrawn, limit), _chunks(routed, limit), fillvalue=())
         return sum([(await self._ask(Reset(*pair)))[0]["destroyed"] for pair in pairs])
 
+    async def open_dns(self) -> list[socket.socket]:
+        """Sockets of port 53 of the TUN's addresses: of each a UDP socket, and a TCP one that listens.
+
+        TpvpnError when another program has the port, PrivilegeError without the right to it.
+        """
+        _, descriptors = await self._ask(OpenDns())
+        return [socket.socket(fileno=one) for one in descriptors]
+
+    async def set_resolved(self, search: Sequence[str], domains: Sequence[str]) -> str | None:
+        """Have systemd-resolved ask us for names below these, of as many as it takes; why not, or None when it does."""
+        some, more = tuple(search)[: protocol.SEARCH_LIMIT], tuple(domains)[: protocol.DOMAINS_LIMIT]
+        return (await self._ask(SetResolved(some, more)))[0]["because"]
+
+    async def take_file(self, search: Sequence[str]) -> Taken:
+        """Have /etc/resolv.conf name us; PrivilegeError when it cannot be changed."""
+        reply, _ = await self._ask(TakeFile(tuple(search)[: protocol.SEARCH_LIMIT]))
+        return Taken(Path(reply["path"]), reply["how"], reply["generation"])
+
     async def cleanup(self) -> list[str]:
         """Undo what dead sessions of this network namespace left; gives what was removed, in words. Needs no claim."""
         reply, _ = await self._ask(Cleanup())
@@ -133,7 +165,7 @@ class HelperClient:
 
     def _on_readable(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._connection, protocol.MESSAGE_LIMIT, 2)
+            data, descriptors, _, _ = socket.recv_fds(self._connection, protocol.MESSAGE_LIMIT, 4)
         except BlockingIOError:
             return
         except OSError:

@@ -16,12 +16,17 @@ their own and nothing more. Operations have the same JSON in the journal.
     {"request": "watch"}                             {} and, where the kernel has IPsec, a descriptor
     {"request": "reset", "withdrawn": […], "routed": […]}
                                                      {"destroyed": …}
+    {"request": "open_dns"}                          {} and the descriptors of sockets of port 53
+    {"request": "set_resolved", "search": […], "domains": […]}
+                                                     {"because": …}: null when done
+    {"request": "take_file", "search": […]}          {"path": …, "how": …, "generation": …}
     {"request": "cleanup"}                           {"removed": […]}
     anything that is not done                        {"error": "PrivilegeError", "message": …}
 """
 
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, cast, get_args
@@ -37,6 +42,8 @@ OPERATIONS_LIMIT = 100
 """Operations in one request: they fit the limit above however long their fields."""
 PREFIXES_LIMIT = 256
 """Prefixes in each list of one request, likewise."""
+DOMAINS_LIMIT, SEARCH_LIMIT = 200, 6
+"""Domains that systemd-resolved is told of, which takes 256 (LINK_SEARCH_DOMAINS_MAX); all fit one request, and those searched."""
 REMOVED_LIMIT = 400
 """Objects that the answer to a cleanup names."""
 
@@ -101,11 +108,31 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenDns:
+    """Pass sockets at which programs of this host may ask for names, on the session's own addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetResolved:
+    """Have systemd-resolved ask us for names below these."""
+
+    search: tuple[str, ...]
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeFile:
+    """Have /etc/resolv.conf name us, and search these domains too."""
+
+    search: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cleanup:
     """Undo what dead sessions of this network namespace left."""
 
 
-Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | Cleanup
+Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | OpenDns | SetResolved | TakeFile | Cleanup
 
 
 def _text(limit: int) -> Decoder:
@@ -161,6 +188,14 @@ def _own_address(value: Any) -> str:
     if ip.is_loopback or ip.is_multicast or ip.is_unspecified or ip.is_link_local:
         raise ValueError(f"{ip} is no address for a tunnel")
     return str(ip)
+
+
+def _domain(value: Any) -> str:
+    """A name as resolv.conf and D-Bus take it (RFC 1035 section 2.3.4): no space, no line's end."""
+    text = _text(253)(value)
+    if not re.fullmatch(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}", text):
+        raise ValueError(f"{text!r} is no domain")
+    return text
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -240,6 +275,7 @@ def _operation(value: Any) -> Operation:
 
 _OPERATIONS = _many(_operation, OPERATIONS_LIMIT)
 _PREFIXES = _many(_prefix, PREFIXES_LIMIT)
+_SEARCH = _many(_domain, SEARCH_LIMIT)
 _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
     "claim": (Claim, _record(Claim, {"name": _text(64)})),
     "open_tun": (
@@ -259,6 +295,9 @@ _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
     "look": (Look, _record(Look, {"prefixes": _PREFIXES})),
     "watch": (Watch, _record(Watch, {})),
     "reset": (Reset, _record(Reset, {"withdrawn": _PREFIXES, "routed": _PREFIXES})),
+    "open_dns": (OpenDns, _record(OpenDns, {})),
+    "set_resolved": (SetResolved, _record(SetResolved, {"search": _SEARCH, "domains": _many(_domain, DOMAINS_LIMIT)})),
+    "take_file": (TakeFile, _record(TakeFile, {"search": _SEARCH})),
     "cleanup": (Cleanup, _record(Cleanup, {})),
 }
 _NAMES = {kind: name for name, (kind, _) in _REQUESTS.items()}

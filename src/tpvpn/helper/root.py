@@ -18,7 +18,23 @@ from dataclasses import dataclass
 from tpvpn import nfnetlink, privileged, rundir, sockdiag, xfrm
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import kernel, protocol
-from tpvpn.helper.protocol import Apply, Claim, Cleanup, Guard, Look, OpenTun, Request, RequestError, Reset, Watch
+from tpvpn.helper.dns_sockets import open_dns
+from tpvpn.helper.protocol import (
+    Apply,
+    Claim,
+    Cleanup,
+    Guard,
+    Look,
+    OpenDns,
+    OpenTun,
+    Request,
+    RequestError,
+    Reset,
+    SetResolved,
+    TakeFile,
+    Watch,
+)
+from tpvpn.helper.resolver_file import FILE, ResolverFile, repair
 from tpvpn.journal import Journal, JournalBusyError
 from tpvpn.route.fib import Route
 from tpvpn.route.operations import Operation, tunnelled
@@ -65,6 +81,13 @@ class Helper:
                 return {}, self._watch()
             case Reset():
                 return {"destroyed": self._reset(request)}, []
+            case OpenDns():
+                self._claimed()
+                return {}, open_dns(self._addresses)
+            case SetResolved():
+                return {"because": self._set_resolved(request)}, []
+            case TakeFile():
+                return self._take_file(request.search), []
             case Cleanup():
                 return {"removed": _cleanup()}, []
         return {}, []
@@ -78,6 +101,8 @@ class Helper:
             return
         for operation in self._journal.undo_list():
             _try(operation)
+        if self._journal.took_file:
+            self._file().release()
         if self._guard is not None:
             self._guard.close()
         with contextlib.suppress(OSError):
@@ -99,6 +124,7 @@ class Helper:
         """Repair what dead sessions left, then start ours."""
         try:
             _replay(journal)
+            ResolverFile(name, rundir.directory(name)).release()
             living, _ = _repair(name)
             # Above those that live: of two sessions that want the same, the older one's table is the lower.
             after = max(living, default=kernel.TABLES.start - 1) + 1
@@ -163,6 +189,29 @@ class Helper:
         undo = self._journal.undo_list() if self._journal is not None else ()
         return tunnelled(operation.target for operation in undo if isinstance(operation.target, Route))
 
+    def _set_resolved(self, request: SetResolved) -> str | None:
+        from tpvpn.dns.resolved import set_link  # D-Bus, which not every session needs
+
+        device, own = self._claimed().device, self._own_address()
+        return set_link(device, [own], request.search, request.domains)
+
+    def _take_file(self, search: tuple[str, ...]) -> dict[str, object]:
+        self._claimed()
+        own = self._own_address()
+        if self._journal is not None:
+            self._journal.record_file()
+        taken = self._file().take(own, search)
+        return {"path": str(taken.path), "how": taken.how, "generation": taken.generation}
+
+    def _file(self) -> ResolverFile:
+        session = self._claimed()
+        return ResolverFile(session.name, session.directory)
+
+    def _own_address(self) -> str:
+        if not self._addresses:
+            raise RequestError("open the TUN first: it has the address that is asked for names")
+        return self._addresses[0]
+
     def _claimed(self) -> Session:
         if self._journal is None or self._journal.session is None:
             raise RequestError("claim a session first")
@@ -205,9 +254,11 @@ def _repair(own: str | None = None) -> tuple[set[int], list[str]]:
             living |= {busy.session.table} if busy.session else set()
             continue
         removed += [f"session {other}", *_replay(journal)]
+        if ResolverFile(other, rundir.directory(other)).release():
+            removed.append(f"{FILE} of session {other}")
         rundir.remove(other)
         journal.close()
-    return living, removed + kernel.sweep(living)
+    return living, removed + repair() + kernel.sweep(living)
 
 
 def _replay(journal: Journal) -> list[str]:
