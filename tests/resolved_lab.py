@@ -28,7 +28,8 @@ FILES = {"stub": "/run/systemd/resolve/stub-resolv.conf", "uplink": "/run/system
 SOCKET = "/run/dbus/system_bus_socket"
 USER = "systemd-resolve"
 
-HAS_OWNER = "busctl call org.freedesktop.DBus / org.freedesktop.DBus NameHasOwner s org.freedesktop.resolve1".split()
+NAME, BUS_NAME = "org.freedesktop.resolve1", "org.freedesktop.DBus"
+HAS_OWNER = ("busctl", "call", BUS_NAME, "/", BUS_NAME, "NameHasOwner", "s", NAME)
 
 BUS = """
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -58,7 +59,7 @@ BUS = """
   <include>{packages}/usr/share/dbus-1/system.d/org.freedesktop.resolve1.conf</include>
 </busconfig>
 """
-"""As dbus's own system.conf, with the policy of resolved; root may own any name, so that tests can play NetworkManager."""
+"""As dbus's own system.conf, with the policy of resolved; root may own any name, so that a test can play any program."""
 
 # $1 the unpacked packages, $2 the directory of the nss module below them, and then what they are laid over.
 MOUNTS = """
@@ -130,7 +131,7 @@ class Resolved:
         self._process = None
 
     def restart(self, *, forgetful: bool = True) -> None:
-        """Restart it; `forgetful`: it keeps nothing of what it was told of links, but whoever does DHCP tells it again."""
+        """Restart it; `forgetful`: nothing is kept of what it was told, but whoever does DHCP tells it again."""
         self.stop()
         if forgetful:
             self.lab.run("laptop", ["rm", "-rf", "/run/systemd/resolve/netif"])
