@@ -59,7 +59,7 @@ BUS = """
   <include>{packages}/usr/share/dbus-1/system.d/org.freedesktop.resolve1.conf</include>
 </busconfig>
 """
-"""As dbus's own system.conf, with the policy of resolved; root may own any name, so that a test can play any program."""
+"""As dbus's own system.conf, with the policy of resolved; root may own any name, so that tests play programs."""
 
 # $1 the unpacked packages, $2 the directory of the nss module below them, and then what they are laid over.
 MOUNTS = """
@@ -117,6 +117,12 @@ class Resolved:
         """The running systemd-resolved's."""
         assert self._process is not None, "it does not run"
         return self._process.pid
+
+    @property
+    def bus_pid(self) -> int:
+        """The running bus's."""
+        assert self._bus is not None, "it does not run"
+        return self._bus.pid
 
     def start(self) -> None:
         """Start it, and wait until it has its name on the bus."""

@@ -27,8 +27,10 @@ PATIENCE = 1.0
 """Seconds in which all that is asked at once must be answered."""
 DOMAINS_LIMIT = 256
 """LINK_SEARCH_DOMAINS_MAX (src/resolve/resolved-link.h): with one more, it takes none."""
-QUIET = 0.1
-"""Seconds that a burst of changes has to be over."""
+QUIET = 0.2
+"""Seconds that a burst of changes has to be over: a VPN sets servers first, and then domains."""
+LOOK_AGAIN = 10.0
+"""Seconds after which there may be something new without word: it tells of servers, but not of domains."""
 RECONNECT = 2.0
 """Seconds until a bus that is gone is looked for again."""
 
@@ -89,11 +91,19 @@ async def _set_link(device: int, servers: Sequence[str], search: Sequence[str], 
 
         # First of all it must not take our link for one that knows every name.
         await ask("SetLinkDefaultRoute", "ib", device, False)
-        await ask("SetLinkDomains", "ia(sb)", device, list(map(list, routed.items()))[:DOMAINS_LIMIT], needed=True)
+        await _set_domains(bus, owner, device, list(map(list, routed.items()))[:DOMAINS_LIMIT])
         for member in ("SetLinkDNSSEC", "SetLinkLLMNR", "SetLinkMulticastDNS", "SetLinkDNSOverTLS"):
             await ask(member, "is", device, "no")
         await ask("SetLinkDNS", "ia(iay)", device, [_address(server) for server in servers], needed=True)
         await ask("FlushCaches", "")
+
+
+async def _set_domains(bus: MessageBus, owner: str, device: int, domains: list[list[Any]]) -> None:
+    try:
+        await _call(bus, owner, _PATH, _MANAGER, "SetLinkDomains", "ia(sb)", device, domains)
+    except _Refused:  # those that are to go count too (dns_search_domain_new in src/resolve/resolved-dns-search-domain.c)
+        await _call(bus, owner, _PATH, _MANAGER, "SetLinkDomains", "ia(sb)", device, [])
+        await _call(bus, owner, _PATH, _MANAGER, "SetLinkDomains", "ia(sb)", device, domains)
 
 
 def _address(server: str) -> list[Any]:
@@ -118,20 +128,19 @@ async def look(own: Iterable[str]) -> Links:
 def links(servers: Iterable[Sequence[Any]], domains: Iterable[Sequence[Any]], own: Iterable[str]) -> Links:
     """The properties DNS, a(iiay), and Domains, a(isb), taken apart."""
     asked = [(index, ip_address(bytes(address))) for index, _, address in servers]
-    sessions = {index for index, address in asked if address in SPACE4 or address in SPACE6}
     ours = {index for index, address in asked if str(address) in own}
+    # It also takes an /etc/resolv.conf that is a session's for what it is to ask of itself (link 0).
+    sessions = ours | {index for index, address in asked if address in SPACE4 or address in SPACE6}
+    others = [
+        f"{address}%{_device(index)}" if address.version == 6 and address.is_link_local else str(address)
+        for index, address in asked
+        if index not in sessions
+    ]
+    names = [(index, _plain(name)) for index, name, _ in domains]
     return Links(
-        tuple(
-            dict.fromkeys(
-                f"{address}%{_device(index)}" if address.version == 6 and address.is_link_local else str(address)
-                for index, address in asked
-                if index not in sessions | ours
-            )
-        ),
-        tuple(
-            dict.fromkeys(_plain(name) for index, name, _ in domains if index not in sessions | ours and _plain(name))
-        ),
-        frozenset(_plain(name) for index, name, _ in domains if index in ours),
+        tuple(dict.fromkeys(others)),
+        tuple(dict.fromkeys(name for index, name in names if name and index not in sessions)),
+        frozenset(name for index, name in names if index and index in ours),
     )
 
 
@@ -150,7 +159,7 @@ def _device(index: int) -> str:
 async def changes() -> AsyncIterator[None]:
     """Word, for ever, that systemd-resolved came, went, or knows other servers or domains; once a burst.
 
-    Also whenever the bus was lost and found again, and at first: what happened before is not told.
+    Also when the bus was found or lost, at first, and now and then: not everything is told.
     """
     changed = asyncio.Event()
     while True:
@@ -162,12 +171,13 @@ async def changes() -> AsyncIterator[None]:
                 async with asyncio.timeout(PATIENCE):
                     for rule in _SIGNALS:
                         await _ask_bus(bus, "AddMatch", "s", rule)
+                yield
                 while not gone.done():
-                    yield
-                    await changed.wait()
-                    await asyncio.sleep(QUIET)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), LOOK_AGAIN)
+                        await asyncio.sleep(QUIET)
                     changed.clear()
-        yield
+                    yield
         await asyncio.sleep(RECONNECT)
 
 
