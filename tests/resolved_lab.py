@@ -2,7 +2,7 @@
 
     with Lab("name") as lab, Resolved(lab) as resolved:
         resolved.uplink("eth0", "192.0.2.1")   # what DHCP would say
-        resolved.link("stub")                  # /etc/resolv.conf leads to its stub
+        resolved.link("uplink")                # /etc/resolv.conf leads past its stub, as it does not at first
         lab.run("laptop", ["resolvectl", "status"])
 
 Its programs are Debian's packages, unpacked and never installed (scripts/tools): they are laid over the laptop's /usr
@@ -93,6 +93,7 @@ class Resolved:
             for name in ("passwd", "group", "nsswitch.conf", "resolv.conf"):
                 self._rest.callback(_restorer(self.etc / name))
             self._add_user()
+            self.link("stub")
             module = next((PACKAGES / "usr/lib").glob("*/libnss_resolve.so.2")).parent
             directory = f"/{module.relative_to(PACKAGES)}"
             self.lab.run("laptop", ["sh", "-c", MOUNTS, "mounts", str(PACKAGES), directory])

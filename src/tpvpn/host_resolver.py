@@ -7,13 +7,12 @@ read the file themselves, and what leads past it would not find the cluster's na
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tpvpn.dns import file, resolved, system
-from tpvpn.errors import PrivilegeError
+from tpvpn.errors import PrivilegeError, UsageError
 from tpvpn.helper.client import HelperClient, Taken
 
 Mode = Literal["auto", "resolved", "file", "off"]
@@ -32,12 +31,14 @@ KEEPERS = {
 """Who writes /etc/resolv.conf, by a word that is in its comments, and how it is called."""
 NETWORK_MANAGER = "org.freedesktop.NetworkManager"
 
+LOST = "names of the cluster are not found by programs that read /etc/resolv.conf"
+
 GRACE = 2.0
 """Seconds that systemd-resolved may be away, as for an update, before the file takes its part."""
-BURST, WINDOW = 5, 10.0
-"""What we put back is somebody's to write too: so often in so many seconds we do it at once; then it is a fight."""
+BURST = 5
+"""What we put back may be somebody's to write too: so often it is done at once, then it is a fight."""
 SLOWLY = 10.0
-"""Seconds between tries when there is a fight, or something that does not work."""
+"""Seconds between the tries in a fight, or of what does not work."""
 
 
 class HostResolver:
@@ -51,7 +52,8 @@ class HostResolver:
         """Why systemd-resolved does not know of us; None when it does."""
         self._links: resolved.Links | None = None
         self._taken: Taken | None = None
-        self._because = "nobody's resolver was to be changed"
+        self._servers: tuple[str, ...] = system.nameservers()
+        self._because = f"`--dns {mode}` was asked for"
         self._warnings: dict[str, str] = {}
         """What does not work now, with its remedy, by what it is about."""
         self._told, self._took = Limit(), Limit()
@@ -74,7 +76,8 @@ class HostResolver:
                     raise PrivilegeError(f"names cannot be had by systemd-resolved: {self._why_not}; try `--dns auto`")
                 if not self._why_not:
                     self._why_not = await self._look()
-            await self._settle_file()
+            await self._settle_file(starting=True)
+            self._refresh()
 
     async def update(self, search: Sequence[str], domains: Sequence[str]) -> None:
         """Other domains are ours from now on."""
@@ -89,9 +92,7 @@ class HostResolver:
     @property
     def servers(self) -> tuple[str, ...]:
         """The DNS servers of before, which answer all that is not the cluster's."""
-        if self._taken and (found := file.servers_of_before(self._taken)):
-            return found
-        return self._links.servers if self._links else system.nameservers()
+        return self._servers
 
     @property
     def claimed(self) -> tuple[str, ...]:
@@ -116,38 +117,36 @@ class HostResolver:
         if not self._why_not:
             self._warnings.pop("resolved", None)
 
-    async def _settle_file(self) -> None:
+    async def _settle_file(self, *, starting: bool = False) -> None:
         """Take the file if it is to be ours and is not yet."""
-        if self._taken:
-            return
         text = _text()
         stub = leads_to_stub(text)
-        self._because = await self._reason(text, stub)
+        if self._mode == "auto":
+            self._because = await self._reason(text, stub)
         if not wants_file(self._mode, resolved=not self._why_not, stub=stub):
             return
         if self._mode == "auto" and is_the_machines():
             self._warn(
                 "file",
-                "names of the cluster are not found by programs that read /etc/resolv.conf: it is the machine's, and this "
-                "network namespace is not; use `--dns file` to take it all the same",
+                f"{LOST}: it is the machine's, and this network namespace is not; `--dns file` takes it all the same",
             )
             return
-        await self._take_file()
+        await self._take_file(must=starting and self._mode == "file")
+        if self._taken and stub:
+            self._warn("resolved", f"{self._why_not}: /etc/resolv.conf, which led to it, leads to tpvpn meanwhile")
 
-    async def _take_file(self) -> None:
+    async def _take_file(self, *, must: bool = False) -> None:
         try:
             self._taken = await self._helper.take_file(self._search)
-        except PrivilegeError as error:
-            if self._mode != "auto":
+        except (PrivilegeError, UsageError) as error:
+            if must:
                 raise
-            self._warn("file", f"names of the cluster are not found by programs that read /etc/resolv.conf: {error}")
+            self._warn("file", f"{LOST}: {error}")
         else:
             self._warnings.pop("file", None)
 
     async def _reason(self, text: str, stub: bool) -> str:
-        """Why it is done as it is."""
-        if self._mode != "auto":
-            return f"`--dns {self._mode}` was asked for"
+        """Why `auto` does what it does."""
         if self._why_not:
             keeper = keeper_of(text)
             if keeper is None and await resolved.has_owner(NETWORK_MANAGER):
@@ -168,6 +167,11 @@ class HostResolver:
             return str(why)
         return None
 
+    def _refresh(self) -> None:
+        """See whom this host asked before, as of now."""
+        before = file.servers_of_before(self._taken) if self._taken else ()
+        self._servers = before or (self._links.servers if self._links else system.nameservers())
+
     def _warn(self, about: str, text: str) -> None:
         """Say it once for as long as it holds."""
         if self._warnings.get(about) != text:
@@ -180,7 +184,7 @@ class HostResolver:
         """Put right what others undo, for ever; `changed()` when there are other servers or claimed domains."""
         if self._mode == "off":
             await asyncio.Future[None]()
-        wake = asyncio.Event()
+        wake, known = asyncio.Event(), (self.servers, self.claimed)
         sources = [file.FileWatch().follow()] if self._mode != "resolved" else []
         if self._mode != "file":
             sources.append(resolved.changes())
@@ -192,10 +196,10 @@ class HostResolver:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(wake.wait(), wait)
                 wake.clear()
-                before = self.servers, self.claimed
                 async with self._busy:
                     wait = await self._mend()
-                if (self.servers, self.claimed) != before:
+                    self._refresh()
+                if known != (known := (self.servers, self.claimed)):
                     changed()
 
     async def _mend(self) -> float | None:
@@ -212,8 +216,10 @@ class HostResolver:
             if self._why_not is None:
                 self._gone = now
             self._why_not = why
-            return SLOWLY
-        if self._why_not is None and self._links and self._links.ours:
+            if self._mode == "resolved":
+                self._warn("resolved", f"names of the cluster are not found until that ends: {why}")
+            return None
+        if self._why_not is None and self._links and (self._links.ours or not (self._search or self._domains)):
             return None
         if wait := self._told.wait(now):
             self._warn("resolved", "another program takes the cluster's domains from systemd-resolved again and again")
@@ -240,16 +246,18 @@ class HostResolver:
 
 
 class Limit:
-    """How often something may be done: BURST times in WINDOW seconds, and then every SLOWLY seconds."""
+    """May be done BURST times, and then every SLOWLY seconds until it was not done for twice as long."""
 
     def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=BURST)
+        self._times, self._last = 0, 0.0
 
     def wait(self, now: float) -> float:
         """Seconds until it may be done; 0 when it may be, and is."""
-        if len(self._times) == BURST and now - self._times[0] < WINDOW and now < (due := self._times[-1] + SLOWLY):
+        if now - self._last > 2 * SLOWLY:
+            self._times = 0
+        if self._times >= BURST and now < (due := self._last + SLOWLY):
             return due - now
-        self._times.append(now)
+        self._times, self._last = self._times + 1, now
         return 0.0
 
 

@@ -15,7 +15,7 @@ import pytest
 from names_server import names_server
 
 from peers import eventually, lab  # noqa: F401
-from resolved_lab import Resolved
+from resolved_lab import FILES, Resolved
 from tpvpn.dns.resolved import Links, links
 from tpvpn.lab import Lab
 
@@ -180,6 +180,24 @@ def test_a_host_without_a_bus(lab: Lab, resolved: Resolved) -> None:  # noqa: F8
     assert why is not None
     assert why.startswith("the system's D-Bus cannot be reached (")
     assert took < 0.5
+
+
+def test_what_it_read_in_our_file_is_forgotten(lab: Lab, resolved: Resolved) -> None:  # noqa: F811
+    """Else its own file would name us when the session has ended, and be a link from /etc/resolv.conf again."""
+    file = resolved.etc / "resolv.conf"
+    file.unlink()
+    file.write_text(f"nameserver {OURS}\n")
+    asked(lab, "example.com")
+    resolved.uplink("eth0", NODE)
+    its_own = f"cat {FILES['uplink']}"
+    eventually(lambda: OURS in lab.run("laptop", ["sh", "-c", its_own]).stdout, 2, "it took our file for its own")
+    file.write_text("# nothing\n")
+    lab.run("laptop", python(lab, "from tpvpn.dns import resolved; resolved.reread()"))
+    resolved.link("uplink")
+    resolved.uplink("eth0", NODE)
+    assert OURS not in lab.run("laptop", ["sh", "-c", its_own]).stdout
+    assert OURS not in resolved.resolvectl("dns")
+    resolved.link("stub")
 
 
 def test_its_changes_are_told(lab: Lab, resolved: Resolved, tmp_path: Path) -> None:  # noqa: F811

@@ -36,6 +36,8 @@ RECONNECT = 2.0
 
 _NAME, _PATH, _MANAGER = "org.freedesktop.resolve1", "/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager"
 _DBUS = "org.freedesktop.DBus"
+_IN, _NS, _NO_CACHE = 1, 2, 1 << 10
+"""Class and type (RFC 1035), and SD_RESOLVED_NO_CACHE (src/resolve/resolved-def.h)."""
 _COMMAND = "systemd-resolve"
 """Its name as /proc/PID/comm has it: 15 letters."""
 _SIGNALS = (
@@ -101,9 +103,30 @@ async def _set_link(device: int, servers: Sequence[str], search: Sequence[str], 
 async def _set_domains(bus: MessageBus, owner: str, device: int, domains: list[list[Any]]) -> None:
     try:
         await _call(bus, owner, _PATH, _MANAGER, "SetLinkDomains", "ia(sb)", device, domains)
-    except _Refused:  # those that are to go count too (dns_search_domain_new in src/resolve/resolved-dns-search-domain.c)
+    except (
+        _Refused
+    ):  # those that are to go count too (dns_search_domain_new in src/resolve/resolved-dns-search-domain.c)
         await _call(bus, owner, _PATH, _MANAGER, "SetLinkDomains", "ia(sb)", device, [])
         await _call(bus, owner, _PATH, _MANAGER, "SetLinkDomains", "ia(sb)", device, domains)
+
+
+def reread() -> None:
+    """Have it read /etc/resolv.conf, if it runs: a link to its own file is to be put back, and nothing stands there.
+
+    It asks whom a foreign file names, and goes on to do so when its own is in that place again
+    (manager_read_resolv_conf in src/resolve/resolved-resolv-conf.c): its own file would name a session that has ended.
+    A file without servers makes it forget. It looks before it asks, and any question does: that for the root's servers.
+    """
+    with contextlib.suppress(Unusable):
+        asyncio.run(_reread())
+
+
+async def _reread() -> None:
+    async with _words(), asyncio.timeout(PATIENCE), _bus() as bus:
+        owner = await _owner(bus)
+        await bus.send(_message(owner, _PATH, _MANAGER, "ResolveRecord", "isqqt", 0, ".", _IN, _NS, _NO_CACHE))
+        # It takes messages in turn: with this answer it has looked. Whether the root answers is all the same.
+        await _call(bus, owner, _PATH, f"{_DBUS}.Properties", "Get", "ss", _MANAGER, "DNS")
 
 
 def _address(server: str) -> list[Any]:
@@ -265,7 +288,14 @@ async def _ask_bus(bus: MessageBus, member: str, signature: str, *body: Any) -> 
 
 async def _call(bus: MessageBus, to: str, path: str, interface: str, member: str, signature: str, *body: Any) -> Any:
     """The first value of the answer."""
-    message = Message(
+    answer = await bus.call(_message(to, path, interface, member, signature, *body))
+    if answer.message_type is MessageType.ERROR:
+        raise _Refused(answer.error_name or "", str(answer.body[0]) if answer.body else answer.error_name or "")
+    return answer.body[0] if answer.body else None
+
+
+def _message(to: str, path: str, interface: str, member: str, signature: str, *body: Any) -> Message:
+    return Message(
         destination=to,
         path=path,
         interface=interface,
@@ -274,7 +304,3 @@ async def _call(bus: MessageBus, to: str, path: str, interface: str, member: str
         signature=signature,
         body=list(body),
     )
-    answer = await bus.call(message)
-    if answer.message_type is MessageType.ERROR:
-        raise _Refused(answer.error_name or "", str(answer.body[0]) if answer.body else answer.error_name or "")
-    return answer.body[0] if answer.body else None
