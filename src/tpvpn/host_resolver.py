@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tpvpn.dns import file, resolved, system
+from tpvpn.dns.file import FileWatch, Taken
 from tpvpn.errors import PrivilegeError, UsageError
-from tpvpn.helper.client import HelperClient, Taken
+from tpvpn.helper.client import HelperClient
 
 Mode = Literal["auto", "resolved", "file", "off"]
 
@@ -45,13 +46,15 @@ class HostResolver:
     """Leads the host's names to the session's own addresses, `own`; `say` is for the user. The helper undoes it all."""
 
     def __init__(self, helper: HelperClient, mode: Mode, own: Sequence[str], say: Callable[[str], None]) -> None:
-        self._helper, self._mode, self._own, self._say = helper, mode, tuple(own), say
+        self._helper, self._own, self._say = helper, tuple(own), say
+        self._mode: Mode = mode
         self._search: tuple[str, ...] = ()
         self._domains: tuple[str, ...] = ()
         self._why_not: str | None = "it was not asked"
         """Why systemd-resolved does not know of us; None when it does."""
         self._links: resolved.Links | None = None
         self._taken: Taken | None = None
+        self._watch = FileWatch()
         self._servers: tuple[str, ...] = system.nameservers()
         self._because = f"`--dns {mode}` was asked for"
         self._warnings: dict[str, str] = {}
@@ -137,7 +140,7 @@ class HostResolver:
 
     async def _take_file(self, *, must: bool = False) -> None:
         try:
-            self._taken = await self._helper.take_file(self._search)
+            self._taken = self._watch.taken = await self._helper.take_file(self._search)
         except (PrivilegeError, UsageError) as error:
             if must:
                 raise
@@ -185,7 +188,7 @@ class HostResolver:
         if self._mode == "off":
             await asyncio.Future[None]()
         wake, known = asyncio.Event(), (self.servers, self.claimed)
-        sources = [file.FileWatch().follow()] if self._mode != "resolved" else []
+        sources = [self._watch.follow()] if self._mode != "resolved" else []
         if self._mode != "file":
             sources.append(resolved.changes())
         async with asyncio.TaskGroup() as tasks:
@@ -235,7 +238,10 @@ class HostResolver:
                 return wait
             await self._settle_file()
             return None
-        if file.is_ours(_text()):
+        if (now_there := file.generation_of(_text())) == self._taken.generation:
+            return None
+        if now_there is not None:  # another program has put an earlier one of ours back
+            await self._take_file()
             return None
         if wait := self._took.wait(now):
             keeper = keeper_of(_text()) or "another program"

@@ -17,7 +17,6 @@ from tpvpn.route.fib import Route, Rule
 from tpvpn.route.operations import Operation
 from tpvpn.rundir import Session, decode, encode
 
-
 _FILE = {"file": "/etc/resolv.conf"}
 
 

@@ -32,7 +32,8 @@ class Namer:
     """The names of one session."""
 
     def __init__(self, mode: Mode, naming: Naming, say: Callable[[str], None]) -> None:
-        self._mode, self._say = mode, say
+        self._mode: Mode = mode
+        self._say = say
         self.exchange = Exchange()
         self._upstream = Upstream()
         self._policy = Policy(naming)

@@ -54,6 +54,11 @@ def _text(status: dict[str, Any]) -> str:
         f"  device    {status['device']} with {', '.join(status['addresses'])}",
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
+    names = status["dns"]
+    lines.append(
+        f"  names     below {names['domain']}, of namespace {names['namespace']}, by {names['mode']}: {names['because']}"
+    )
+    lines += [f"  warning   {warning}" for warning in names["warnings"]]
     for subnet in status["plan"]["subnets"]:
         since = status["verdicts"].get(subnet["cidr"])
         parts = [f"  {subnet['verdict']:9} {subnet['cidr']} ({subnet['kind']})"]

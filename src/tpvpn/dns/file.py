@@ -6,9 +6,9 @@ to date (NetworkManager, resolvconf, systemd-resolved): that is read, and watche
 
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tpvpn.dns.system import is_own, servers_of
 
@@ -57,14 +57,15 @@ class FileWatch:
         names = {FILE.name}
         while True:
             with Inotify() as inotify:
-                inotify.add_watch(FILE.parent, mask)
+                add = cast(Callable[[Path, Mask], object], inotify.add_watch)  # pyright: ignore[reportUnknownMemberType]
+                add(FILE.parent, mask)
                 with contextlib.suppress(OSError):  # a mount has no directory that tells of it
-                    inotify.add_watch(FILE, Mask.CLOSE_WRITE)
+                    add(FILE, Mask.CLOSE_WRITE)
                 if self.taken and self.taken.path.is_symlink():
                     target = self.taken.path.resolve()
                     names.add(target.name)
                     with contextlib.suppress(OSError):
-                        inotify.add_watch(target.parent, mask)
+                        add(target.parent, mask)
                 yield
                 async for event in inotify:
                     if event.name is None or str(event.name) in names:

@@ -16,11 +16,11 @@ def shown(answer: bytes) -> Shown:
     import dns.exception
     import dns.message
     import dns.rcode
-    import dns.rdatatype
 
     try:
         message = dns.message.from_wire(answer, ignore_trailing=True, one_rr_per_rrset=True)
     except dns.exception.DNSException:
         return Shown("malformed", [], [])
-    addresses = [str(rrset[0]) for rrset in message.answer if rrset.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA)]
-    return Shown(dns.rcode.to_text(message.rcode()), [str(rrset) for rrset in message.answer], addresses)
+    records = [str(rrset) for rrset in message.answer]
+    addresses = [line.rsplit(" ", 1)[1] for line in records if line.split()[3] in ("A", "AAAA")]
+    return Shown(dns.rcode.to_text(message.rcode()), records, addresses)

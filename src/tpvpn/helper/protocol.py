@@ -27,11 +27,12 @@ their own and nothing more. Operations have the same JSON in the journal.
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, cast, get_args
 
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.helper.decoders import Decoder, integer, many, one_of, optional, record, text
 from tpvpn.route.fib import TPVPN_PROTOCOL, Nexthop, Route, RouteKind, Rule, RuleAction
 from tpvpn.route.operations import Operation
 from tpvpn.route.prefix import Prefix
@@ -43,11 +44,10 @@ OPERATIONS_LIMIT = 100
 PREFIXES_LIMIT = 256
 """Prefixes in each list of one request, likewise."""
 DOMAINS_LIMIT, SEARCH_LIMIT = 200, 6
-"""Domains that systemd-resolved is told of, which takes 256 (LINK_SEARCH_DOMAINS_MAX); all fit one request, and those searched."""
+"""Domains that systemd-resolved is told of, which takes 256 (LINK_SEARCH_DOMAINS_MAX), and those that are
+searched; all fit one request."""
 REMOVED_LIMIT = 400
 """Objects that the answer to a cleanup names."""
-
-Decoder = Callable[[Any], Any]
 
 
 class RequestError(TpvpnError):
@@ -135,52 +135,12 @@ class Cleanup:
 Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | OpenDns | SetResolved | TakeFile | Cleanup
 
 
-def _text(limit: int) -> Decoder:
-    def decode(value: Any) -> str:
-        if not isinstance(value, str) or not 0 < len(value) <= limit:
-            raise ValueError(f"{value!r} is no text of 1 to {limit} characters")
-        return value
-
-    return decode
-
-
-def _integer(low: int, high: int) -> Decoder:
-    def decode(value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{value!r} is no integer from {low} to {high}")
-        return value
-
-    return decode
-
-
-def _one_of(*values: Any) -> Decoder:
-    def decode(value: Any) -> Any:
-        if not any(type(value) is type(known) and value == known for known in values):
-            raise ValueError(f"{value!r} is none of {values}")
-        return value
-
-    return decode
-
-
-def _many(item: Decoder, limit: int) -> Decoder:
-    def decode(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(cast(list[Any], value)) > limit:
-            raise ValueError(f"{value!r} is no list of at most {limit}")
-        return tuple(item(entry) for entry in cast(list[Any], value))
-
-    return decode
-
-
-def _optional(item: Decoder) -> Decoder:
-    return lambda value: None if value is None else item(value)
-
-
 def _prefix(value: Any) -> Prefix:
-    return Prefix.parse(_text(50)(value))
+    return Prefix.parse(text(50)(value))
 
 
 def _address(value: Any) -> str:
-    return str(ipaddress.ip_address(_text(45)(value)))
+    return str(ipaddress.ip_address(text(45)(value)))
 
 
 def _own_address(value: Any) -> str:
@@ -192,66 +152,51 @@ def _own_address(value: Any) -> str:
 
 def _domain(value: Any) -> str:
     """A name as resolv.conf and D-Bus take it (RFC 1035 section 2.3.4): no space, no line's end."""
-    text = _text(253)(value)
-    if not re.fullmatch(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}", text):
-        raise ValueError(f"{text!r} is no domain")
-    return text
+    name: str = text(253)(value)
+    if not re.fullmatch(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}", name):
+        raise ValueError(f"{name!r} is no domain")
+    return name
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    low, high = _many(_U32, 2)(value)
+    low, high = many(_U32, 2)(value)
     return low, high
 
 
-def _record(kind: Callable[..., Any], table: Mapping[str, Decoder]) -> Decoder:
-    def decode(value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError(f"{value!r} is no object")
-        given = cast(dict[str, Any], value)
-        if unknown := given.keys() - table.keys():
-            raise ValueError(f"unknown fields {sorted(unknown)}")
-        try:
-            return kind(**{name: table[name](field) for name, field in given.items()})
-        except TypeError as error:
-            raise ValueError(f"missing fields: {error}") from error
-
-    return decode
-
-
-_BYTE, _U32 = _integer(0, 0xFF), _integer(0, 0xFFFFFFFF)
-_DEVICE = _text(15)
+_BYTE, _U32 = integer(0, 0xFF), integer(0, 0xFFFFFFFF)
+_DEVICE = text(15)
 
 NEXTHOP_FIELDS: Mapping[str, Decoder] = {
-    "device": _optional(_DEVICE),
-    "gateway": _optional(_address),
-    "weight": _integer(1, 256),
+    "device": optional(_DEVICE),
+    "gateway": optional(_address),
+    "weight": integer(1, 256),
 }
 ROUTE_FIELDS: Mapping[str, Decoder] = {
     "prefix": _prefix,
     "table": _U32,
-    "kind": _one_of(*get_args(RouteKind)),
-    "nexthops": _many(_record(Nexthop, NEXTHOP_FIELDS), 16),
+    "kind": one_of(*get_args(RouteKind)),
+    "nexthops": many(record(Nexthop, NEXTHOP_FIELDS), 16),
     "metric": _U32,
     "protocol": _BYTE,
     "scope": _BYTE,
-    "source": _optional(_address),
+    "source": optional(_address),
 }
 RULE_FIELDS: Mapping[str, Decoder] = {
-    "version": _one_of(4, 6),
+    "version": one_of(4, 6),
     "preference": _U32,
-    "action": _one_of(*get_args(RuleAction)),
+    "action": one_of(*get_args(RuleAction)),
     "table": _U32,
-    "source": _optional(_prefix),
-    "destination": _optional(_prefix),
-    "iif": _optional(_DEVICE),
-    "oif": _optional(_DEVICE),
-    "mark": _optional(_U32),
+    "source": optional(_prefix),
+    "destination": optional(_prefix),
+    "iif": optional(_DEVICE),
+    "oif": optional(_DEVICE),
+    "mark": optional(_U32),
     "mark_mask": _U32,
-    "uids": _optional(_pair),
-    "protocols_ports": _one_of(False, True),
-    "inverted": _one_of(False, True),
-    "suppress_prefixlength": _optional(_integer(0, 128)),
-    "goto": _optional(_U32),
+    "uids": optional(_pair),
+    "protocols_ports": one_of(False, True),
+    "inverted": one_of(False, True),
+    "suppress_prefixlength": optional(integer(0, 128)),
+    "goto": optional(_U32),
     "protocol": _BYTE,
 }
 
@@ -268,37 +213,37 @@ def _operation(value: Any) -> Operation:
     if not isinstance(value, dict):
         raise ValueError(f"{value!r} is no operation")
     given = dict(cast(dict[str, Any], value))
-    verb = _one_of("add", "remove")(given.pop("verb", None))
-    target = _record(_target, {"route": _record(Route, ROUTE_FIELDS), "rule": _record(Rule, RULE_FIELDS)})
+    verb = one_of("add", "remove")(given.pop("verb", None))
+    target = record(_target, {"route": record(Route, ROUTE_FIELDS), "rule": record(Rule, RULE_FIELDS)})
     return Operation(verb, target(given))
 
 
-_OPERATIONS = _many(_operation, OPERATIONS_LIMIT)
-_PREFIXES = _many(_prefix, PREFIXES_LIMIT)
-_SEARCH = _many(_domain, SEARCH_LIMIT)
+_OPERATIONS = many(_operation, OPERATIONS_LIMIT)
+_PREFIXES = many(_prefix, PREFIXES_LIMIT)
+_SEARCH = many(_domain, SEARCH_LIMIT)
 _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
-    "claim": (Claim, _record(Claim, {"name": _text(64)})),
+    "claim": (Claim, record(Claim, {"name": text(64)})),
     "open_tun": (
         OpenTun,
-        _record(
+        record(
             OpenTun,
             {
-                "mtu": _integer(68, 65535),
-                "addresses": _many(_own_address, 2),
-                "offload": _one_of(False, True),
-                "txqueuelen": _integer(1, 100_000),
+                "mtu": integer(68, 65535),
+                "addresses": many(_own_address, 2),
+                "offload": one_of(False, True),
+                "txqueuelen": integer(1, 100_000),
             },
         ),
     ),
-    "guard": (Guard, _record(Guard, {})),
-    "apply": (Apply, _record(Apply, {"operations": _OPERATIONS})),
-    "look": (Look, _record(Look, {"prefixes": _PREFIXES})),
-    "watch": (Watch, _record(Watch, {})),
-    "reset": (Reset, _record(Reset, {"withdrawn": _PREFIXES, "routed": _PREFIXES})),
-    "open_dns": (OpenDns, _record(OpenDns, {})),
-    "set_resolved": (SetResolved, _record(SetResolved, {"search": _SEARCH, "domains": _many(_domain, DOMAINS_LIMIT)})),
-    "take_file": (TakeFile, _record(TakeFile, {"search": _SEARCH})),
-    "cleanup": (Cleanup, _record(Cleanup, {})),
+    "guard": (Guard, record(Guard, {})),
+    "apply": (Apply, record(Apply, {"operations": _OPERATIONS})),
+    "look": (Look, record(Look, {"prefixes": _PREFIXES})),
+    "watch": (Watch, record(Watch, {})),
+    "reset": (Reset, record(Reset, {"withdrawn": _PREFIXES, "routed": _PREFIXES})),
+    "open_dns": (OpenDns, record(OpenDns, {})),
+    "set_resolved": (SetResolved, record(SetResolved, {"search": _SEARCH, "domains": many(_domain, DOMAINS_LIMIT)})),
+    "take_file": (TakeFile, record(TakeFile, {"search": _SEARCH})),
+    "cleanup": (Cleanup, record(Cleanup, {})),
 }
 _NAMES = {kind: name for name, (kind, _) in _REQUESTS.items()}
 
@@ -347,7 +292,7 @@ def parse_request(data: bytes) -> Request:
         if not isinstance(given, dict):
             raise ValueError("it is no JSON object")
         body = dict(cast(dict[str, Any], given))
-        name = _one_of(*_REQUESTS)(body.pop("request", None))
+        name = one_of(*_REQUESTS)(body.pop("request", None))
         return _REQUESTS[name][1](body)
     except (ValueError, UsageError, RecursionError) as error:
         raise RequestError(f"malformed request: {error}") from error

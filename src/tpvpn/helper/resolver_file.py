@@ -189,7 +189,10 @@ def _lives(owner: Owner) -> bool:
     """Whether its helper does, which holds the lock of its journal, wherever that helper's user keeps its state."""
     places = {rundir.base(), Path("/run/tpvpn"), *Path("/run/tpvpn").glob("[!0-9]*/")}
     for place in places:
-        with contextlib.suppress(FileNotFoundError), open(place / owner.netns / owner.name / "journal", "rb") as journal:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(place / owner.netns / owner.name / "journal", "rb") as journal,
+        ):
             try:
                 fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
