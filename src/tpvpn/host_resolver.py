@@ -45,7 +45,8 @@ class HostResolver:
     """Leads the host's names to the session's own addresses, `own`; `say` is for the user. The helper undoes it all."""
 
     def __init__(self, helper: HelperClient, mode: Mode, own: Sequence[str], say: Callable[[str], None]) -> None:
-        self._helper, self._mode, self._own, self._say = helper, mode, tuple(own), say
+        self._helper, self._own, self._say = helper, tuple(own), say
+        self._mode: Mode = mode
         self._search: tuple[str, ...] = ()
         self._domains: tuple[str, ...] = ()
         self._why_not: str | None = "it was not asked"
@@ -170,7 +171,8 @@ class HostResolver:
     def _refresh(self) -> None:
         """See whom this host asked before, as of now."""
         before = file.servers_of_before(self._taken) if self._taken else ()
-        self._servers = before or (self._links.servers if self._links else system.nameservers())
+        before = before or (self._links.servers if self._links else system.nameservers())
+        self._servers = tuple(server for server in before if server not in self._own)
 
     def _warn(self, about: str, text: str) -> None:
         """Say it once for as long as it holds."""

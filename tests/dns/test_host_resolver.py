@@ -138,6 +138,7 @@ def test_past_the_stub_the_file_is_taken_too(host: Host) -> None:
         assert host.knows_us()
         assert host.is_ours()
     assert host.file.readlink() == Path(FILES["uplink"])
+    eventually(lambda: OURS not in host.text(), 2, "with the device its server goes")
 
 
 def test_a_plain_file_is_taken_too(host: Host) -> None:
