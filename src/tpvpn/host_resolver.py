@@ -173,7 +173,8 @@ class HostResolver:
     def _refresh(self) -> None:
         """See whom this host asked before, as of now."""
         before = file.servers_of_before(self._taken) if self._taken else ()
-        self._servers = before or (self._links.servers if self._links else system.nameservers())
+        before = before or (self._links.servers if self._links else system.nameservers())
+        self._servers = tuple(server for server in before if server not in self._own)
 
     def _warn(self, about: str, text: str) -> None:
         """Say it once for as long as it holds."""
@@ -207,6 +208,10 @@ class HostResolver:
 
     async def _mend(self) -> float | None:
         """Put right what is not as it should be; gives the seconds until that is to be tried again."""
+        now = asyncio.get_running_loop().time()
+        for about, limit in ("fight for resolved", self._told), ("fight for file", self._took):
+            if limit.is_quiet(now):
+                self._warnings.pop(about, None)
         waits = [
             await self._mend_resolved() if self._mode != "file" else None,
             await self._mend_file() if self._mode != "resolved" else None,
@@ -225,7 +230,10 @@ class HostResolver:
         if self._why_not is None and self._links and (self._links.ours or not (self._search or self._domains)):
             return None
         if wait := self._told.wait(now):
-            self._warn("resolved", "another program takes the cluster's domains from systemd-resolved again and again")
+            self._warn(
+                "fight for resolved",
+                "another program takes the cluster's domains from systemd-resolved again and again",
+            )
             return wait
         await self._tell_resolved()
         self._why_not = self._why_not or await self._look()
@@ -245,7 +253,9 @@ class HostResolver:
             return None
         if wait := self._took.wait(now):
             keeper = keeper_of(_text()) or "another program"
-            self._warn("file", f"{keeper} writes /etc/resolv.conf again and again: have it leave the file alone")
+            self._warn(
+                "fight for file", f"{keeper} writes /etc/resolv.conf again and again: have it leave the file alone"
+            )
             return wait
         await self._take_file()
         return None
@@ -259,12 +269,16 @@ class Limit:
 
     def wait(self, now: float) -> float:
         """Seconds until it may be done; 0 when it may be, and is."""
-        if now - self._last > 2 * SLOWLY:
+        if self.is_quiet(now):
             self._times = 0
         if self._times >= BURST and now < (due := self._last + SLOWLY):
             return due - now
         self._times, self._last = self._times + 1, now
         return 0.0
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether it was not done for so long that there is no fight."""
+        return now - self._last > 2 * SLOWLY
 
 
 async def _ring(source: AsyncIterator[None], wake: asyncio.Event) -> None:

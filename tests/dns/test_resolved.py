@@ -187,8 +187,8 @@ def test_what_it_read_in_our_file_is_forgotten(lab: Lab, resolved: Resolved) -> 
     file = resolved.etc / "resolv.conf"
     file.unlink()
     file.write_text(f"nameserver {OURS}\n")
-    asked(lab, "example.com")
-    resolved.uplink("eth0", NODE)
+    lab.run("laptop", ["resolvectl", "query", "example.com"], check=False)
+    resolved.uplink("eth0", "192.0.2.11")
     its_own = f"cat {FILES['uplink']}"
     eventually(lambda: OURS in lab.run("laptop", ["sh", "-c", its_own]).stdout, 2, "it took our file for its own")
     file.write_text("# nothing\n")

@@ -124,7 +124,8 @@ def reread() -> None:
 async def _reread() -> None:
     async with _words(), asyncio.timeout(PATIENCE), _bus() as bus:
         owner = await _owner(bus)
-        await bus.send(_message(owner, _PATH, _MANAGER, "ResolveRecord", "isqqt", 0, ".", _IN, _NS, _NO_CACHE))  # pyright: ignore[reportUnknownMemberType]
+        question = _message(owner, _PATH, _MANAGER, "ResolveRecord", "isqqt", 0, ".", _IN, _NS, _NO_CACHE)
+        await bus.send(question)  # pyright: ignore[reportUnknownMemberType]
         # It takes messages in turn: with this answer it has looked. Whether the root answers is all the same.
         await _call(bus, owner, _PATH, f"{_DBUS}.Properties", "Get", "ss", _MANAGER, "DNS")
 
