@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from laptop import ALLOWED, Laptop, lab_with_manager
-from resolved_lab import Resolved
 
 from name_clients import clients  # noqa: F401  (a fixture)
 from peers import eventually
+from resolved_lab import Resolved
 
 NAMES = {
     "cluster": ("web.default.svc.cluster.local", "web.default.svc", "web.default", "web"),

@@ -56,7 +56,8 @@ def _text(status: dict[str, Any]) -> str:
     ]
     names = status["dns"]
     lines.append(
-        f"  names     below {names['domain']}, of namespace {names['namespace']}, by {names['mode']}: {names['because']}"
+        f"  names     below {names['domain']}, of namespace {names['namespace']}, by {names['mode']}"
+        f" ({names['because']})"
     )
     lines += [f"  warning   {warning}" for warning in names["warnings"]]
     for subnet in status["plan"]["subnets"]:

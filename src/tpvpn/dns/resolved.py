@@ -36,6 +36,7 @@ RECONNECT = 2.0
 
 _NAME, _PATH, _MANAGER = "org.freedesktop.resolve1", "/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager"
 _DBUS = "org.freedesktop.DBus"
+_PAUSE = 0.01
 _IN, _NS, _NO_CACHE = 1, 2, 1 << 10
 """Class and type (RFC 1035), and SD_RESOLVED_NO_CACHE (src/resolve/resolved-def.h)."""
 _COMMAND = "systemd-resolve"
@@ -110,24 +111,30 @@ async def _set_domains(bus: MessageBus, owner: str, device: int, domains: list[l
         await _call(bus, owner, _PATH, _MANAGER, "SetLinkDomains", "ia(sb)", device, domains)
 
 
-def reread() -> None:
+def reread(device: str) -> None:
     """Have it read /etc/resolv.conf, if it runs: a link to its own file is to be put back, and nothing stands there.
 
     It asks whom a foreign file names, and goes on to do so when its own is in that place again
     (manager_read_resolv_conf in src/resolve/resolved-resolv-conf.c): its own file would name a session that has ended.
     A file without servers makes it forget. It looks before it asks, and any question does: that for the root's servers.
+    It writes its own file when a link's servers are set: `device` has none any more.
     """
-    with contextlib.suppress(Unusable):
-        asyncio.run(_reread())
+    with contextlib.suppress(Unusable, OSError):
+        asyncio.run(_reread(socket.if_nametoindex(device)))
 
 
-async def _reread() -> None:
+async def _reread(device: int) -> None:
     async with _words(), asyncio.timeout(PATIENCE), _bus() as bus:
         owner = await _owner(bus)
         question = _message(owner, _PATH, _MANAGER, "ResolveRecord", "isqqt", 0, ".", _IN, _NS, _NO_CACHE)
         await bus.send(question)  # pyright: ignore[reportUnknownMemberType]
         # It takes messages in turn: with this answer it has looked. Whether the root answers is all the same.
         await _call(bus, owner, _PATH, f"{_DBUS}.Properties", "Get", "ss", _MANAGER, "DNS")
+        while True:
+            with contextlib.suppress(_Refused):  # it has not heard of a new device yet
+                await _call(bus, owner, _PATH, _MANAGER, "SetLinkDNS", "ia(iay)", device, [])
+                return
+            await asyncio.sleep(_PAUSE)
 
 
 def _address(server: str) -> list[Any]:

@@ -19,7 +19,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -30,6 +30,7 @@ from tpvpn.errors import PrivilegeError
 FILE = Path("/etc/resolv.conf")
 SAVED = (Path("/run/vpnc/resolv.conf-backup"),)
 """Where other programs save the file that they replace, beside those next to it (vpnc-script)."""
+RESOLVED = Path("/run/systemd/resolve")
 MOST = 16
 """Generations; whoever writes more different files than that has the oldest of them back no more."""
 NONE = "# tpvpn: there was no such file\n"
@@ -134,8 +135,19 @@ class ResolverFile:
         found = (_BACKUP.search(path.name) for path in backups(self._spare))
         return sorted(int(one["generation"]) for one in found if one and _owner_of(one) == self._owner)
 
-    def release(self) -> bool:
-        """Let the file be again what it would be without us; whether there was anything to do."""
+    def release(self, reread: Callable[[], None] = lambda: None) -> bool:
+        """Let the file be again what it would be without us; whether there was anything to do.
+
+        `reread` has systemd-resolved read it, which takes the servers of a foreign file for its own, and then writes
+        them to the one that /etc/resolv.conf led to: so it sees one that names nobody before that is there again.
+        """
+        present = marker_of(FILE)
+        if present and present.owner == self._owner:
+            original = self.backup(present.generation)
+            if original.is_symlink() and original.resolve().is_relative_to(RESOLVED):
+                with contextlib.suppress(OSError):
+                    _put(f"{present}\n")
+                    reread()
         return _restore(self._owner, self._spare)
 
     def _forget(self) -> None:
@@ -160,7 +172,7 @@ def composed(original: str, marker: Marker, nameserver: str, search: Sequence[st
         [
             *signed,
             str(marker),
-            "# This is tpvpn's until its session ends: the cluster's names are asked there, all others of whom was here.",
+            "# Until its session ends. The cluster's names are asked there, all others of whom this file named before.",
             f"nameserver {nameserver}",
             *([f"search {' '.join(domains)}"] if domains else []),
             *others,

@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 
 from tpvpn import nfnetlink, privileged, rundir, sockdiag, xfrm
 from tpvpn.errors import PrivilegeError, TpvpnError
@@ -102,7 +103,7 @@ class Helper:
         for operation in self._journal.undo_list():
             _try(operation)
         if self._journal.took_file:
-            self._file().release()
+            self._file().release(partial(_reread, self._journal.session.device))
         if self._guard is not None:
             self._guard.close()
         with contextlib.suppress(OSError):
@@ -216,6 +217,16 @@ class Helper:
         if self._journal is None or self._journal.session is None:
             raise RequestError("claim a session first")
         return self._journal.session
+
+
+def _reread(device: str) -> None:
+    """Have systemd-resolved forget us, with a device of this name, which may be gone with the user's process."""
+    from tpvpn.dns.resolved import reread
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(TpvpnError, OSError):
+            stack.callback(open_tun(device, offload=False).close)
+        reread(device)
 
 
 @contextlib.contextmanager
