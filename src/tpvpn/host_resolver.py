@@ -19,8 +19,6 @@ from tpvpn.helper.client import HelperClient
 Mode = Literal["auto", "resolved", "file", "off"]
 
 FILE = Path("/etc/resolv.conf")
-STUBS = ("127.0.0.53", "127.0.0.54")
-"""Where systemd-resolved answers, when it does so on this host (DNSStubListener=)."""
 KEEPERS = {
     "networkmanager": "NetworkManager",
     "resolvconf": "resolvconf",
@@ -303,7 +301,7 @@ def wants_file(mode: Mode, *, resolved: bool, stub: bool) -> bool:
 def leads_to_stub(text: str) -> bool:
     """Whether who reads this resolv.conf asks systemd-resolved: its stub comes first."""
     servers = (words[1] for words in map(str.split, text.splitlines()) if words[:1] == ["nameserver"] and words[1:])
-    return next(servers, None) in STUBS
+    return next(servers, None) in file.STUBS
 
 
 def keeper_of(text: str) -> str | None:

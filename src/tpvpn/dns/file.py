@@ -13,6 +13,9 @@ from typing import NamedTuple, cast
 from tpvpn.dns.system import is_own, servers_of
 
 FILE = Path("/etc/resolv.conf")
+UPLINKS = Path("/run/systemd/resolve/resolv.conf")
+STUBS = ("127.0.0.53", "127.0.0.54")
+"""Where systemd-resolved answers, when it does so on this host (DNSStubListener=)."""
 LOCAL = "127.0.0.1"
 """Who is asked when a file names nobody (resolv.conf(5))."""
 _GENERATION = re.compile(r"^# tpvpn session .* generation ([0-9]+)$", re.MULTILINE)
@@ -33,13 +36,18 @@ def generation_of(text: str) -> int | None:
 
 
 def servers_of_before(taken: Taken) -> tuple[str, ...]:
-    """Whom this host asked, as the file that ours replaced says now; never our own addresses."""
+    """Whom this host asked, as the file that ours replaced says now; never our own addresses.
+
+    systemd-resolved's stub asks whom our file names, which is us: those that it asked before are in its own file.
+    """
     try:
-        text = taken.path.read_text(errors="replace")
+        found = [*servers_of(taken.path.read_text(errors="replace"))]
+        if any(one in STUBS for one in found):
+            found = [one for one in found if one not in STUBS]
+            found += servers_of(UPLINKS.read_text(errors="replace"))
     except OSError:
         return ()
-    found = tuple(one for one in servers_of(text) if not is_own(one))
-    return found or (LOCAL,)
+    return tuple(dict.fromkeys(one for one in found if not is_own(one))) or (LOCAL,)
 
 
 class FileWatch:
