@@ -440,6 +440,16 @@ def test_the_living_keep_theirs(etc: Path, users: Callable[..., User]) -> None:
     assert trace() == before
 
 
+def test_of_what_may_not_be_looked_into_nothing_is_undone(etc: Path, users: Callable[..., User]) -> None:
+    """The helper of an ordinary user's service does not see whether root's session lives."""
+    plain()
+    users()
+    nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all"
+    script = "from tpvpn.helper.resolver_file import leftovers; print(leftovers())"
+    sh(f"chmod 755 {rundir.base().parent}")
+    assert sh(f'{nobody} {sys.executable} -c "{script}"') == "[]\n"
+
+
 def test_a_file_that_is_not_ours_any_more_stays(etc: Path) -> None:
     plain()
 

@@ -120,7 +120,7 @@ class ResolverFile:
             original = there.get(marker.generation, there[max(there)])
             with contextlib.suppress(OSError):
                 _bring(original, place)
-        for path in there.values():
+        for path in (*there.values(), _beside(FILE)):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         return bool(there)
@@ -218,7 +218,9 @@ def _put(place: Path, text: str) -> Literal["replaced", "in place"]:
         new.unlink(missing_ok=True)
         with open(new, "xb", opener=_opener) as file:
             file.write(content)
+            file.flush()
             os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())  # after a power cut it must not stand there without its marker
         new.rename(place)
         return "replaced"
     except OSError as error:
