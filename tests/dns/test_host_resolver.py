@@ -80,7 +80,7 @@ class Host:
         finally:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(10)
+            assert process.wait(10) in (0, -signal.SIGKILL), log.read_text()
             assert "Traceback" not in log.read_text(), log.read_text()
 
     def plain(self, text: str) -> None:

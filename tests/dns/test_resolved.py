@@ -49,6 +49,24 @@ FOLLOW = """
     asyncio.run(main())
 """
 
+CANCEL = """
+    import asyncio, contextlib, os, uvloop
+    from tpvpn.dns import resolved
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        descriptors = os.listdir("/proc/self/fd")
+        for number in range(400):
+            asking = asyncio.ensure_future(resolved.has_owner("a.name"))
+            loop.call_later(number % 40 * 1e-4, asking.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asking
+        await asyncio.sleep(0.1)
+        print(len(os.listdir("/proc/self/fd")) - len(descriptors))
+
+    uvloop.run(main())
+"""
+
 
 @pytest.fixture(scope="module")
 def resolved(lab: Lab) -> Iterator[Resolved]:  # noqa: F811
@@ -263,3 +281,21 @@ def _server(index: int, address: str) -> list[Any]:
 )
 def test_what_it_knows_is_taken_apart(servers: list[Any], domains: list[Any], expected: Links) -> None:
     assert links(servers, domains, [OURS]) == expected
+
+
+def test_a_question_is_cancelled_at_any_moment(lab: Lab, resolved: Resolved) -> None:  # noqa: F811
+    """As a session that ends at once does it: the loop must not be left with a socket that is closed."""
+    done = lab.run("laptop", python(lab, CANCEL), check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done
+
+
+def test_a_question_to_a_bus_that_hangs_is_cancelled_too(lab: Lab, resolved: Resolved) -> None:  # noqa: F811
+    os.kill(resolved.bus_pid, signal.SIGSTOP)
+    try:
+        code = CANCEL.replace("range(400)", "range(2)").replace(
+            "number % 40 * 1e-4", "0.9"
+        )  # and then its time is over
+        done = lab.run("laptop", python(lab, code), check=False)
+    finally:
+        os.kill(resolved.bus_pid, signal.SIGCONT)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done

@@ -25,6 +25,8 @@ from tpvpn.proto.session import SPACE4, SPACE6
 BUS = "unix:path=/run/dbus/system_bus_socket"
 PATIENCE = 1.0
 """Seconds in which all that is asked at once must be answered."""
+GRACE = 0.2
+"""Seconds in which a connection that is not wanted any more may still come about."""
 DOMAINS_LIMIT = 256
 """LINK_SEARCH_DOMAINS_MAX (src/resolve/resolved-link.h): with one more, it takes none."""
 QUIET = 0.2
@@ -252,12 +254,25 @@ async def _words() -> AsyncGenerator[None]:
 
 @contextlib.asynccontextmanager
 async def _bus() -> AsyncGenerator[MessageBus]:
+    """A connection to the bus, for as long as this is open.
+
+    Connecting is not to be cancelled: dbus-fast would close a socket whose writer the loop still has, if that comes
+    with the bus's first answer, and uvloop's libuv then aborts the process (uv__epoll_ctl_flush in src/unix/linux.c).
+    """
     bus = MessageBus(bus_address=BUS, bus_type=BusType.SYSTEM)
-    await bus.connect()
+    connecting = asyncio.ensure_future(bus.connect())
     try:
+        await asyncio.shield(connecting)
         yield bus
     finally:
-        bus.disconnect()
+        try:
+            if not connecting.done():
+                await asyncio.wait([connecting], timeout=GRACE)
+        finally:
+            if not connecting.done():
+                connecting.cancel()
+            elif connecting.exception() is None:
+                bus.disconnect()
 
 
 async def _owner(bus: MessageBus) -> str:
