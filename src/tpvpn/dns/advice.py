@@ -44,8 +44,8 @@ def of_nsswitch(nsswitch: str, suffixes: Iterable[str], mode: str) -> Iterator[F
     if local and minimal and not re.search(r"\b(resolve|dns)\b", line[: minimal.start()]):
         yield Finding(
             "nsswitch",
-            f"/etc/nsswitch.conf has mdns ask for names below .local alone, so that those below {local} are never asked "
-            "of a DNS server",
+            f"/etc/nsswitch.conf has mdns alone asked for names below .local, so that those below {local} are asked "
+            "of no DNS server",
             f"in /etc/nsswitch.conf write `{' '.join(_MDNS.sub('', line).split())}`, with mdns behind dns if at all",
         )
     words = re.findall(r"\b(resolve|dns)\b", line)
@@ -62,7 +62,7 @@ def of_nsswitch(nsswitch: str, suffixes: Iterable[str], mode: str) -> Iterator[F
                 "nss-resolve",
                 "/etc/nsswitch.conf has systemd-resolved asked first, which does not know of the session, and its word "
                 "is final",
-                "connect with `--dns auto` where systemd-resolved runs, or put dns before resolve in /etc/nsswitch.conf",
+                "connect with `--dns auto` where systemd-resolved runs, or put dns before resolve in that file",
             )
 
 
