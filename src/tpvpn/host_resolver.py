@@ -244,7 +244,7 @@ class HostResolver:
                 return wait
             await self._settle_file()
             return None
-        if (now_there := file.generation_of(_text())) == self._taken.generation:
+        if (now_there := file.generation_now(self._taken)) == self._taken.generation:
             return None
         if now_there is not None:  # another program has put an earlier one of ours back
             await self._take_file()

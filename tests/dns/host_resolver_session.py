@@ -1,4 +1,4 @@
-"""A session's host resolver alone, as a program: python host_resolver_session.py MODE
+"""A session's host resolver alone, as a program: python host_resolver_session.py MODE [NAME ADDRESS]
 
 A real helper with a device, and no tunnel. Each line is JSON: {"status": …} at first and whenever the answer to
 `changed` or a line on standard input asks for it, {"said": …}, {"error": …}; it ends with its standard input.
@@ -24,10 +24,10 @@ def tell(what: str, value: object) -> None:
     print(json.dumps({what: value}), flush=True)
 
 
-async def session(mode: str) -> None:
+async def session(mode: str, name: str = "default", address: str = OURS) -> None:
     helper = await start_helper()
-    await helper.claim("default")
-    _tun, addresses = await helper.open_tun(mtu=1400, addresses=(OURS,), offload=False, txqueuelen=500)
+    await helper.claim(name)
+    _tun, addresses = await helper.open_tun(mtu=1400, addresses=(address,), offload=False, txqueuelen=500)
     resolver = HostResolver(helper, mode, addresses, lambda text: tell("said", text))  # type: ignore[arg-type]
 
     def status(**more: object) -> None:
@@ -55,4 +55,4 @@ async def session(mode: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(session(sys.argv[1]))
+    uvloop.run(session(*sys.argv[1:]))

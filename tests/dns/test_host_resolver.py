@@ -66,10 +66,10 @@ class Host:
         self.file = resolved.etc / "resolv.conf"
 
     @contextlib.contextmanager
-    def session(self, mode: str = "auto", fails: bool = False) -> Iterator[Session]:
-        """A session of this mode that has started."""
-        log = self._directory / "log"
-        command = self.lab.command("laptop", [sys.executable, str(PROGRAM), mode])
+    def session(self, mode: str = "auto", *who: str, fails: bool = False) -> Iterator[Session]:
+        """A session of this mode, and perhaps of a name and an address, that has started."""
+        log = self._directory / "-".join(("log", *who))
+        command = self.lab.command("laptop", [sys.executable, str(PROGRAM), mode, *who])
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True)
         session = Session(process, log)
@@ -92,10 +92,10 @@ class Host:
         """What a program reads as /etc/resolv.conf."""
         return self.lab.run("laptop", ["cat", "/etc/resolv.conf"]).stdout
 
-    def is_ours(self) -> bool:
+    def is_ours(self, address: str = OURS) -> bool:
         """Whether programs that read the file ask us, and nobody else."""
         lines = [line for line in self.text().splitlines() if line.startswith("nameserver")]
-        return lines == [f"nameserver {OURS}"]
+        return lines == [f"nameserver {address}"]
 
     def knows_us(self) -> bool:
         """Whether systemd-resolved asks us for our domains."""
@@ -296,6 +296,95 @@ def test_a_file_that_others_write_is_taken_again(host: Host) -> None:
         ]
         eventually(host.is_ours, SLOWLY + 2, "and is not given up")
         assert len(session.told("said")) == 1
+
+
+SECOND = "246.0.0.6"
+LOWER, UPPER = ("lower", OURS), ("upper", SECOND)
+
+
+@pytest.mark.parametrize("order", [(LOWER, UPPER), (UPPER, LOWER)], ids=["the lower first", "the upper first"])
+def test_two_sessions_have_the_file_without_a_fight(host: Host, order: tuple[tuple[str, str], ...]) -> None:
+    """The upper one asks the lower one, whatever other programs write meanwhile, until either ends."""
+    host.resolved.stop()
+    host.plain("nameserver 192.0.2.53\n")
+    try:
+        with contextlib.ExitStack() as ended:
+            stacks = {who: ended.enter_context(contextlib.ExitStack()) for who in (LOWER, UPPER)}
+            lower, upper = (stacks[who].enter_context(host.session("auto", *who)) for who in (LOWER, UPPER))
+            assert host.is_ours(SECOND)
+            assert (lower.status()["servers"], upper.status()["servers"]) == (
+                ["192.0.2.53"],
+                [OURS, "192.0.2.53"],
+            )
+            lower.update("cluster.local other.example")
+            assert host.is_ours(SECOND)
+            for server in ("192.0.2.54", "192.0.2.55"):
+                host.plain(f"nameserver {server}\n")
+
+                def both_have_it(server: str = server) -> bool:
+                    one, other = (
+                        (session.status()["servers"], address)
+                        for session, (_, address) in ((lower, LOWER), (upper, UPPER))
+                    )
+                    below, above = (one, other) if one[0] == [server] else (other, one)
+                    return below[0] == [server] and above[0] == [below[1], server] and host.is_ours(above[1])
+
+                eventually(both_have_it, 5, "one stands above the other, and both know who was written")
+            first, last = order
+            stacks[first].close()
+            left = {LOWER: lower, UPPER: upper}[last]
+            eventually(lambda: left.status()["servers"] == ["192.0.2.55"], 2, "it asks whom the other asked")
+            assert host.is_ours(last[1])
+            assert not lower.told("said") + upper.told("said")
+        assert host.text() == "nameserver 192.0.2.55\n"
+    finally:
+        host.resolved.restart()
+
+
+@pytest.mark.parametrize("kind", ["stub", "uplink"])
+def test_sigkill_of_both_and_what_the_next_helper_repairs(host: Host, kind: Any) -> None:
+    """Its own file leads programs past it, and must not go on to name a session that is dead."""
+    host.resolved.link(kind)
+    with host.session("auto" if kind == "uplink" else "file") as session:
+        assert host.is_ours()
+        eventually(lambda: session.status()["servers"] == [NODE], 2, "whom it asked before")
+        pids = host.lab.run("laptop", ["pgrep", "--full", "tpvpn.helper.root"]).stdout.split()
+        ours = [int(pid) for pid in pids if os.stat(f"/proc/{pid}/ns/net").st_ino == netns_of(host.resolved.pid)]
+        for pid in (*ours, session.process.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert host.is_ours()
+    said = host.lab.run("laptop", [sys.executable, "-m", "tpvpn", "cleanup"])
+    assert "/etc/resolv.conf" in said.stdout + said.stderr
+    assert host.file.readlink() == Path(FILES[kind])
+    eventually(lambda: OURS not in host.text() + host.resolved.resolvectl("dns"), 2, "resolved has forgotten us")
+    if kind == "uplink":
+        assert f"nameserver {NODE}" in host.text()
+
+
+@pytest.mark.parametrize("kind", ["plain", "uplink"])
+def test_sigkill_of_the_users_process(host: Host, kind: Any) -> None:
+    if kind == "plain":
+        host.plain("nameserver 192.0.2.53\n")
+    else:
+        host.resolved.link(kind)
+
+    def restored() -> bool:
+        if kind == "uplink":
+            return host.file.is_symlink() and f"nameserver {NODE}" in host.text() and OURS not in host.text()
+        return host.text() == "nameserver 192.0.2.53\n"
+
+    with host.session() as session:
+        assert session.status()["mode"] == "resolved and file"
+        session.process.kill()
+        began = time.monotonic()
+        eventually(restored, 1, "the file is there again")
+        print(f"restored after {time.monotonic() - began:.2f} s")
+    host.lab.run("laptop", ["resolvectl", "query", "any.example"], check=False)  # it reads the file when it is asked
+    assert OURS not in host.resolved.resolvectl("dns")
+
+
+def netns_of(pid: int) -> int:
+    return os.stat(f"/proc/{pid}/ns/net").st_ino
 
 
 # -- pure --------------------------------------------------------------------------------------------------------------

@@ -5,20 +5,20 @@ to date (NetworkManager, resolvconf, systemd-resolved): that is read, and watche
 """
 
 import contextlib
-import re
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from tpvpn.dns import marker
+from tpvpn.dns.marker import FILE
 from tpvpn.dns.system import is_own, servers_of
 
-FILE = Path("/etc/resolv.conf")
 UPLINKS = Path("/run/systemd/resolve/resolv.conf")
 STUBS = ("127.0.0.53", "127.0.0.54")
 """Where systemd-resolved answers, when it does so on this host (DNSStubListener=)."""
 LOCAL = "127.0.0.1"
 """Who is asked when a file names nobody (resolv.conf(5))."""
-_GENERATION = re.compile(r"^# tpvpn session .* generation ([0-9]+)$", re.MULTILINE)
 
 
 class Taken(NamedTuple):
@@ -29,52 +29,83 @@ class Taken(NamedTuple):
     generation: int
 
 
-def generation_of(text: str) -> int | None:
-    """Which of our files a text is; None when it is another program's."""
-    found = _GENERATION.search(text)
-    return int(found[1]) if found else None
+def generation_now(taken: Taken) -> int | None:
+    """Which file of the same session programs come to, perhaps by way of other sessions'; None when they do not."""
+    ours = marker.kept_by(taken.path)
+    return next((one.generation for _, one in marker.chain() if ours and one.owner == ours[0]), None)
 
 
 def servers_of_before(taken: Taken) -> tuple[str, ...]:
     """Whom this host asked, as the file that ours replaced says now; never our own addresses.
 
-    systemd-resolved's stub asks whom our file names, which is us: those that it asked before are in its own file.
+    systemd-resolved's stub asks whom our file names, which is us: those that it asked before are in its own file. A
+    session that was there before us is asked, since it knows names too, and then those that it asks, should it be dead.
     """
+    return tuple(_servers_of_before(taken.path, marker.kept_by(taken.path)))
+
+
+def _servers_of_before(path: Path, ours: tuple[marker.Owner, int] | None) -> dict[str, None]:
     try:
-        found = [*servers_of(taken.path.read_text(errors="replace"))]
+        text = path.read_text(errors="replace")
+        found = [*servers_of(text)]
         if any(one in STUBS for one in found):
             found = [one for one in found if one not in STUBS]
             found += servers_of(UPLINKS.read_text(errors="replace"))
     except OSError:
-        return ()
-    return tuple(dict.fromkeys(one for one in found if not is_own(one))) or (LOCAL,)
+        return {}
+    below = None if path.is_symlink() else marker.marker_in(text)
+    if below is not None and ours is not None and below.owner != ours[0]:
+        further = marker.kept(below.owner, below.generation)
+        return dict.fromkeys(found) | _servers_of_before(further, (below.owner, below.generation))
+    return dict.fromkeys(one for one in found if not is_own(one)) or {LOCAL: None}
 
 
 class FileWatch:
-    """Tells of changes to the file, and to where what stood there before leads."""
+    """Tells of changes to the file, to what sessions keep of it, and to where what stood there before leads."""
 
     def __init__(self, taken: Taken | None = None) -> None:
-        self.taken = taken
+        self._taken = taken
+        self._add: Callable[[Path], object] | None = None
+        self._target: Path | None = None
+
+    @property
+    def taken(self) -> Taken | None:
         """What is watched too; whoever knows of a later one sets it."""
+        return self._taken
+
+    @taken.setter
+    def taken(self, taken: Taken | None) -> None:
+        self._taken = taken
+        self._watch_target()
 
     async def follow(self) -> AsyncIterator[None]:
         """Once now, and whenever any of it has changed, for ever."""
         from asyncinotify import Inotify, Mask
 
         mask = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.ATTRIB
-        names = {FILE.name}
         while True:
             with Inotify() as inotify:
-                add = cast(Callable[[Path, Mask], object], inotify.add_watch)  # pyright: ignore[reportUnknownMemberType]
+                add = cast(Callable[..., object], inotify.add_watch)  # pyright: ignore[reportUnknownMemberType]
                 add(FILE.parent, mask)
                 with contextlib.suppress(OSError):  # a mount has no directory that tells of it
                     add(FILE, Mask.CLOSE_WRITE)
-                if self.taken and self.taken.path.is_symlink():
-                    target = self.taken.path.resolve()
-                    names.add(target.name)
-                    with contextlib.suppress(OSError):
-                        add(target.parent, mask)
-                yield
-                async for event in inotify:
-                    if event.name is None or str(event.name) in names:
-                        break
+                self._add = partial(add, mask=mask)
+                self._watch_target()
+                try:
+                    yield
+                    async for event in inotify:
+                        if event.name is None or self._concerns(str(event.name)):
+                            break
+                finally:
+                    self._add = None
+
+    def _watch_target(self) -> None:
+        self._target = None
+        if self._taken and self._taken.path.is_symlink():
+            self._target = self._taken.path.resolve()
+            if self._add:
+                with contextlib.suppress(OSError):
+                    self._add(self._target.parent)
+
+    def _concerns(self, name: str) -> bool:
+        return name.startswith(FILE.name) or (self._target is not None and name == self._target.name)

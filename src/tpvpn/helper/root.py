@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tpvpn import nfnetlink, privileged, rundir, sockdiag, xfrm
+from tpvpn.dns.marker import Owner
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import kernel, protocol
 from tpvpn.helper.dns_sockets import open_dns
@@ -35,7 +36,7 @@ from tpvpn.helper.protocol import (
     TakeFile,
     Watch,
 )
-from tpvpn.helper.resolver_file import FILE, ResolverFile, repair
+from tpvpn.helper.resolver_file import FILE, ResolverFile, leftovers
 from tpvpn.journal import Journal, JournalBusyError
 from tpvpn.route.fib import Route
 from tpvpn.route.operations import Operation, tunnelled
@@ -83,7 +84,7 @@ class Helper:
             case Reset():
                 return {"destroyed": self._reset(request)}, []
             case OpenDns():
-                self._claimed()
+                self._own_address()
                 return {}, open_dns(self._addresses)
             case SetResolved():
                 return {"because": self._set_resolved(request)}, []
@@ -103,7 +104,8 @@ class Helper:
         for operation in self._journal.undo_list():
             _try(operation)
         if self._journal.took_file:
-            self._file().release(partial(_reread, self._journal.session.device))
+            with rundir.locked():
+                _release(_owner(self._journal.session.name))
         if self._guard is not None:
             self._guard.close()
         with contextlib.suppress(OSError):
@@ -125,7 +127,7 @@ class Helper:
         """Repair what dead sessions left, then start ours."""
         try:
             _replay(journal)
-            ResolverFile(name, rundir.directory(name)).release()
+            _release(_owner(name))
             living, _ = _repair(name)
             # Above those that live: of two sessions that want the same, the older one's table is the lower.
             after = max(living, default=kernel.TABLES.start - 1) + 1
@@ -193,22 +195,19 @@ class Helper:
     def _set_resolved(self, request: SetResolved) -> str | None:
         from tpvpn.dns.resolved import set_link  # D-Bus, which not every session needs
 
-        device, own = self._claimed().device, self._own_address()
+        own, device = self._own_address(), self._claimed().device
         return set_link(device, [own], request.search, request.domains)
 
     def _take_file(self, search: tuple[str, ...]) -> dict[str, object]:
-        self._claimed()
-        own = self._own_address()
+        own, owner = self._own_address(), _owner(self._claimed().name)
         if self._journal is not None:
             self._journal.record_file()
-        taken = self._file().take(own, search)
+        with _state_locked():
+            taken = ResolverFile(owner).take(own, search)
         return {"path": str(taken.path), "how": taken.how, "generation": taken.generation}
 
-    def _file(self) -> ResolverFile:
-        session = self._claimed()
-        return ResolverFile(session.name, session.directory)
-
     def _own_address(self) -> str:
+        self._claimed()
         if not self._addresses:
             raise RequestError("open the TUN first: it has the address that is asked for names")
         return self._addresses[0]
@@ -217,6 +216,17 @@ class Helper:
         if self._journal is None or self._journal.session is None:
             raise RequestError("claim a session first")
         return self._journal.session
+
+
+def _owner(name: str) -> Owner:
+    return Owner(name, rundir.namespace().name)
+
+
+def _release(owner: Owner) -> list[str]:
+    """Give back /etc/resolv.conf as a session would; what was done, in words."""
+    here = owner.netns == rundir.namespace().name
+    reread = partial(_reread, rundir.device_name(owner.name)) if here else lambda: None
+    return [f"{FILE} of session {owner.name}"] if ResolverFile(owner).release(reread) else []
 
 
 def _reread(device: str) -> None:
@@ -264,12 +274,12 @@ def _repair(own: str | None = None) -> tuple[set[int], list[str]]:
         except JournalBusyError as busy:
             living |= {busy.session.table} if busy.session else set()
             continue
-        removed += [f"session {other}", *_replay(journal)]
-        if ResolverFile(other, rundir.directory(other)).release():
-            removed.append(f"{FILE} of session {other}")
+        removed += [f"session {other}", *_replay(journal), *_release(_owner(other))]
         rundir.remove(other)
         journal.close()
-    return living, removed + repair() + kernel.sweep(living)
+    for owner in leftovers():
+        removed += _release(owner)
+    return living, removed + kernel.sweep(living)
 
 
 def _replay(journal: Journal) -> list[str]:
