@@ -189,7 +189,7 @@ class Session:
             kind, payload = self.wire.receive()
             if kind == frame.PACKET:
                 self.answers.append(payload[len(EMPTY) :])
-            elif message.decode(payload) == {"type": "pong", "id": number}:
+            elif kind == frame.CONTROL and message.decode(payload) == {"type": "pong", "id": number}:
                 return
 
     def answered(self) -> list[Packet]:

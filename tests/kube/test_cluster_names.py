@@ -181,7 +181,7 @@ def test_the_file_is_as_before_when_the_session_has_ended(cluster: Kubernetes, s
     with cluster.own_files(tmp_path, "10.131.0.250") as where:
         file = tmp_path / "etc" / "resolv.conf"
         before = file.read_text()
-        with cluster.connected("--namespace", NAMESPACE, "--name", "names2", where=where):
+        with cluster.connected("--namespace", NAMESPACE, "--name", "names2", "--on-conflict", "skip", where=where):
             assert file.read_text() != before
             assert cluster.run("getent", "hosts", "web", where=where).stdout.split()[0] == services
         assert file.read_text() == before

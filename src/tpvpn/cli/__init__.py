@@ -38,7 +38,7 @@ def say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from tpvpn.cli import cleanup, config, connect, helm, lab, manager, plan, sessions, why
+    from tpvpn.cli import cleanup, config, connect, doctor, helm, lab, manager, plan, sessions, why
 
     parser = argparse.ArgumentParser(
         prog=os.path.basename(sys.argv[0]).replace("kubectl-", "kubectl ").removesuffix(".py") or "tpvpn",
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     why.add_parser(commands)
     config.add_parser(commands)
     sessions.add_parsers(commands)
+    doctor.add_parser(commands)
     cleanup.add_parser(commands)
     helm.add_parser(commands)
     manager.add_parser(commands)

@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def _rights_of(account: pwd.struct_passwd | None) -> Generator[None]:
         os.seteuid(uid)
         os.setegid(gid)
         os.setgroups(groups)
+
+
+def rights_of_caller() -> AbstractContextManager[None]:
+    """The rights of the user who called sudo, where that is who runs this."""
+    return _rights_of(_caller_of_sudo())
+
+
+def home() -> Path:
+    """The home of whoever runs this."""
+    return Path(_home(_caller_of_sudo()))
 
 
 def _home(account: pwd.struct_passwd | None) -> str:
