@@ -1,14 +1,16 @@
 """Which names go to the cluster, and under which name: a table, and what holds for every name."""
 
+from ipaddress import IPv4Address, IPv6Address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpvpn.dns.policy import Decision, Naming, Policy, domain_of, host_of, public_domains, zones
+from tpvpn.dns.policy import Naming, Policy, domain_of, host_of, is_below, public_domains, reverse_name, zones
 from tpvpn.route.prefix import Prefix
 from tpvpn.wire.dns import A
 
-NAMESPACES = ("default", "backend", "dev", "kube-system", "app")
+NAMESPACES = ("default", "backend", "dev", "kube-system", "app", "local", "localhost")
 POLICY = Policy(
     Naming(
         "backend",
@@ -23,12 +25,15 @@ POLICY = Policy(
             ("away.example.com", "www.example.org"),
             ("round.example.com", "about.example.com"),
             ("about.example.com", "round.example.com"),
+            ("pay.db.internal.example.com", "pay.backend"),
+            ("wpad.corp.example", "pay.backend"),
+            ("proxy.example.com", "wpad.backend.svc"),
         ),
     ),
     domain="cluster.local",
     subnets=(Prefix.parse("10.130.0.0/16"), Prefix.parse("fd10:130::/112")),
     virtual=((Prefix.parse("246.128.0.0/16"), Prefix.parse("10.132.0.0/16")),),
-    claimed=("corp.svc", "corp.example", "default"),
+    claimed=("corp.svc", "corp.example", "default", "local", "9.130.10.in-addr.arpa", "10.in-addr.arpa"),
 )
 WEB = "web.backend.svc.cluster.local"
 
@@ -52,6 +57,17 @@ WEB = "web.backend.svc.cluster.local"
         ("_http._tcp.web.backend.svc", "cluster", "_http._tcp.web.backend.svc.cluster.local"),
         ("10-132-0-10.backend.pod", "cluster", "10-132-0-10.backend.pod.cluster.local"),
         ("web.none", "elsewhere", None),
+        ("default", "cluster", "default.backend.svc.cluster.local"),
+        ("web.kube-system", "cluster", "web.kube-system.svc.cluster.local"),
+        ("web.backend.svc.cluster", "elsewhere", None),
+        ("web.backend.cluster.local", "cluster", None),
+        ("_http._tcp.web.backend", "cluster", "_http._tcp.web.backend.svc.cluster.local"),
+        ("pod", "cluster", "pod.backend.svc.cluster.local"),
+        ("10-132-0-10.backend.pod.cluster.local", "cluster", None),
+        ("fd10-132--10.backend.pod", "cluster", "fd10-132--10.backend.pod.cluster.local"),
+        ("backend.svc", "cluster", "backend.svc.cluster.local"),
+        ("xsvc", "cluster", "xsvc.backend.svc.cluster.local"),
+        ("web.xsvc", "elsewhere", None),
         ("localhost", "elsewhere", None),
         ("local", "elsewhere", None),
         ("", "elsewhere", None),
@@ -59,12 +75,24 @@ WEB = "web.backend.svc.cluster.local"
         ("web.dev", "elsewhere", None),
         ("web.app", "elsewhere", None),
         ("web.dev.svc", "cluster", "web.dev.svc.cluster.local"),
+        ("web.dev.svc.cluster.local", "cluster", None),
+        ("dev", "cluster", "dev.backend.svc.cluster.local"),
+        # a namespace's name that mDNS or the host itself has
+        ("printer.local", "elsewhere", None),
+        ("web.localhost", "elsewhere", None),
+        ("web.local.svc", "cluster", "web.local.svc.cluster.local"),
         # wpad
         ("wpad", "elsewhere", None),
         ("wpad.backend", "elsewhere", None),
         ("wpad.backend.svc", "nowhere", None),
         ("wpad.backend.svc.cluster.local", "nowhere", None),
-        ("wpad.corp.example", "elsewhere", None),
+        ("wpad.corp.example", "elsewhere", None),  # though it is mapped
+        ("proxy.example.com", "nowhere", "wpad.backend.svc"),
+        ("wpad.dev", "elsewhere", None),
+        ("wpad.internal.example.com", "elsewhere", None),
+        ("wpad.backend.pod", "nowhere", None),
+        ("web.wpad.backend", "cluster", "web.wpad.backend.svc.cluster.local"),
+        ("wpadx", "cluster", "wpadx.backend.svc.cluster.local"),
         # configured
         ("x.internal.example.com", "cluster", None),
         ("internal.example.com", "cluster", None),
@@ -73,6 +101,12 @@ WEB = "web.backend.svc.cluster.local"
         ("pay.example.com", "cluster", "pay.backend.svc.cluster.local"),
         ("old.example.com", "cluster", "pay.backend.svc.cluster.local"),
         ("x.pay.example.com", "elsewhere", None),
+        ("pay.db.internal.example.com", "cluster", "pay.backend.svc.cluster.local"),
+        ("db.internal.example.com", "elsewhere", None),
+        ("secret.svc", "elsewhere", None),
+        ("xsecret.svc", "cluster", "xsecret.svc.cluster.local"),
+        ("a.secret.svc.cluster.local", "cluster", None),
+        ("example.com", "elsewhere", None),
         ("away.example.com", "elsewhere", "www.example.org"),
         ("fixed.example.com", "address", None),
         ("six.example.com", "address", None),
@@ -82,11 +116,20 @@ WEB = "web.backend.svc.cluster.local"
         ("corp.svc", "elsewhere", None),
         ("a.other.svc", "cluster", "a.other.svc.cluster.local"),
         ("wiki.corp.example", "elsewhere", None),
+        ("web.local.cluster.local", "cluster", None),  # "local", which the other link has, is wider than ours
         # addresses
         ("80.0.130.10.in-addr.arpa", "cluster", None),
         ("80.0.131.10.in-addr.arpa", "elsewhere", None),
         ("7.0.128.246.in-addr.arpa", "cluster", "7.0.132.10.in-addr.arpa"),
         ("0.130.10.in-addr.arpa", "elsewhere", None),
+        ("80.9.130.10.in-addr.arpa", "elsewhere", None),  # the VPN's zone is closer than 130.10.in-addr.arpa
+        ("255.255.130.10.in-addr.arpa", "cluster", None),
+        ("255.255.129.10.in-addr.arpa", "elsewhere", None),
+        ("1.0.132.10.in-addr.arpa", "elsewhere", None),  # the virtual subnet's real one is not routed
+        ("in-addr.arpa", "elsewhere", None),
+        ("01.0.130.10.in-addr.arpa", "elsewhere", None),
+        ("x.80.0.130.10.in-addr.arpa", "elsewhere", None),
+        ("a.%.8.0" + ".0" * 28 + ".ip6.arpa", "elsewhere", None),  # a zone index is no part of an address
         ("999.0.130.10.in-addr.arpa", "elsewhere", None),
         # the rest
         ("www.example.com", "elsewhere", None),
@@ -125,10 +168,35 @@ def test_the_domain_of_a_pod(text: str, domain: str | None) -> None:
     assert domain_of(text) == domain
 
 
-def test_public_domains() -> None:
-    assert {"com", "dev", "app", "de", "arpa", "xn--p1ai"} <= public_domains()
-    assert not {"svc", "pod", "default", "local", "cluster", "internal"} & public_domains()
-    assert len(public_domains()) > 1400
+@pytest.mark.parametrize(
+    ("policy", "name", "where", "asked"),
+    [
+        (Policy(Naming()), "web", "cluster", "web.default.svc.cluster.local"),
+        (Policy(Naming()), "web.default", "elsewhere", None),  # no namespace is known
+        (Policy(Naming("a", ("a",)), "k8s.corp.example"), "web.a", "cluster", "web.a.svc.k8s.corp.example"),
+        (Policy(Naming("a"), "k8s.corp.example"), "web.a.svc.cluster.local", "elsewhere", None),
+        (Policy(Naming("a"), "k8s.corp.example", claimed=("corp.example",)), "x.k8s.corp.example", "cluster", None),
+        (Policy(Naming("a"), "corp.example", claimed=("k8s.corp.example",)), "x.k8s.corp.example", "elsewhere", None),
+        (Policy(Naming("a"), "corp.example", claimed=("corp.example",)), "x.corp.example", "cluster", None),
+        (Policy(Naming("svc", ("svc", "pod"))), "web.svc", "cluster", "web.svc.cluster.local"),
+        (Policy(Naming(include=("dev",))), "web.dev", "cluster", None),  # who writes it down means it
+        (Policy(Naming(exclude=("local",))), "web.default.svc.cluster.local", "elsewhere", None),
+        (Policy(Naming(exclude=("local",))), "web.default.svc", "cluster", "web.default.svc.cluster.local"),
+        (Policy(Naming(exclude=("web",))), "web", "elsewhere", None),
+        (Policy(Naming(mappings=(("db", "192.0.2.7"),))), "db", "address", None),
+        (Policy(Naming(mappings=(("db", "db.shop.svc"),))), "db", "cluster", "db.shop.svc.cluster.local"),
+        (Policy(Naming(mappings=(("db", "db"),))), "db", "nowhere", None),
+        (
+            Policy(Naming(mappings=(("www.example.com", "web"),))),
+            "www.example.com",
+            "cluster",
+            "web.default.svc.cluster.local",
+        ),
+    ],
+)
+def test_other_settings(policy: Policy, name: str, where: str, asked: str | None) -> None:
+    decision = policy.decide(name, A)
+    assert (decision.where, decision.asked) == (where, asked), decision.because
 
 
 def test_routing_domains_are_in_order_and_bounded() -> None:
@@ -143,19 +211,82 @@ def test_routing_domains_are_in_order_and_bounded() -> None:
     ]
 
 
-LABELS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_\\", min_size=1, max_size=8)
+LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_\\", min_size=1, max_size=8)
+PUBLIC = st.sampled_from(sorted(public_domains()))
+NAMESPACE = st.sampled_from([*NAMESPACES, "wpad", "svc", "pod"]) | PUBLIC | LABEL
 ENDS = st.sampled_from(["svc", "pod", *NAMESPACES, "cluster.local", "com", "internal.example.com", "corp.svc", "arpa"])
-NAMES = st.builds(lambda labels, end: ".".join([*labels, end]), st.lists(LABELS, max_size=4), ENDS)
 
 
-@given(NAMES | st.text(max_size=60))
-def test_what_holds_for_every_name(name: str) -> None:
-    decision: Decision = POLICY.decide(name, A)
-    if decision.where == "cluster" and "." in name:
-        assert any(name == one or name.endswith(f".{one}") for one in POLICY.routing_domains()), name
-    if decision.asked and decision.where == "cluster":
-        assert POLICY.decide(decision.asked, A).where in ("cluster", "nowhere", "elsewhere")
+def names(end: st.SearchStrategy[str] = ENDS) -> st.SearchStrategy[str]:
+    """Some labels, often `wpad` first, and an end."""
+    labels = st.lists(LABEL, max_size=3) | st.lists(LABEL, max_size=2).map(lambda found: ["wpad", *found])
+    return st.builds(lambda labels, end: ".".join([*labels, end]), labels, end)
+
+
+SUFFIXES = st.lists(names(ENDS | NAMESPACE), max_size=3).map(tuple)
+SUBNETS = st.lists(
+    st.builds(
+        lambda host, length: Prefix.parse(f"{host}/{length}"),
+        st.integers(0, 2**12 - 1).map(lambda n: f"10.{n >> 8}.0.0"),
+        st.integers(16, 24),
+    ),
+    max_size=2,
+).map(tuple)
+POLICIES = st.builds(
+    Policy,
+    st.builds(
+        Naming,
+        NAMESPACE,
+        st.lists(NAMESPACE, max_size=4).map(tuple),
+        include=SUFFIXES,
+        exclude=SUFFIXES,
+        mappings=st.lists(st.tuples(names(), names() | st.just("192.0.2.7")), max_size=3).map(tuple),
+    ),
+    domain=st.sampled_from(["cluster.local", "k8s.corp.example", "local"]),
+    subnets=SUBNETS,
+    claimed=SUFFIXES,
+)
+
+
+@given(st.just(POLICY) | POLICIES, names(ENDS | NAMESPACE) | st.text(max_size=60))
+def test_what_holds_for_every_name_and_policy(policy: Policy, name: str) -> None:
+    decision = policy.decide(name, A)
+    assert decision.because and (decision.address is not None) == (decision.where == "address")
+    if decision.where in ("cluster", "address") and "." in name:  # who asks systemd-resolved must come to us
+        assert any(is_below(name, one) for one in policy.routing_domains())
     if name.split(".")[0] == "wpad":
-        assert decision.where != "cluster"
-    if "." in name and name.rpartition(".")[2] in public_domains() and name not in dict(POLICY.naming.mappings):
-        assert decision.where != "cluster" or name.endswith(("internal.example.com", ".arpa"))
+        assert decision.where in ("elsewhere", "nowhere")
+    if decision.where == "cluster":
+        asked = decision.asked or name
+        assert any(is_below(asked, one) for one in (policy.domain, *policy.naming.include)) or host_of(asked)
+
+
+@given(PUBLIC, st.lists(LABEL, min_size=1, max_size=3))
+def test_a_namespace_is_never_a_public_domain(namespace: str, labels: list[str]) -> None:
+    policy = Policy(Naming(namespace, (namespace,)))
+    assert policy.decide(".".join([*labels, namespace]), A).where == "elsewhere"
+    assert namespace not in policy.routing_domains()
+    if labels[0] != "wpad":  # the longer names are the cluster's all the same
+        assert policy.decide(f"{'.'.join(labels)}.{namespace}.svc", A).where == "cluster"
+
+
+@given(st.ip_addresses())
+def test_the_reverse_name_of_every_address(address: IPv4Address | IPv6Address) -> None:
+    host = Prefix.host(str(address))
+    assert host_of(address.reverse_pointer) == host
+    assert reverse_name(host) == address.reverse_pointer
+    routed = any(subnet.contains(host) for subnet in (*POLICY.subnets, POLICY.virtual[0][0]))
+    theirs = str(address).startswith("10.130.9.")
+    assert POLICY.decide(address.reverse_pointer, A).where == ("cluster" if routed and not theirs else "elsewhere")
+
+
+@given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF_FFFF))
+def test_a_virtual_address_is_asked_as_the_real_one(at: int, at6: int) -> None:
+    pairs = ("246.128.0.0/16", "10.132.0.0/16"), ("fd24:6::/96", "fd10:132::/96")
+    policy = Policy(Naming(), virtual=tuple((Prefix.parse(virtual), Prefix.parse(real)) for virtual, real in pairs))
+    for offset, (virtual, real) in zip((at, at6), policy.virtual, strict=True):
+        name, asked = (reverse_name(Prefix.host(one.address(offset))) for one in (virtual, real))
+        decision = policy.decide(name, A)
+        assert (decision.where, decision.asked) == ("cluster", asked)
+        assert any(is_below(name, one) for one in policy.routing_domains())
+        assert policy.decide(asked, A).where == "elsewhere"

@@ -20,9 +20,12 @@ DOMAIN = "cluster.local"
 ZONES = 64
 """Reverse zones of one subnet that a host's resolver is told of."""
 _REVERSE = {"in-addr.arpa": 4, "ip6.arpa": 6}
+_STEP = {4: 8, 6: 4}
+"""Bits of an address that a label of its reverse name has."""
+_HEX = "0123456789abcdef"
 _UNCLAIMED = ("wpad", "localhost", "local")
-"""Labels that are never a service's: a browser runs what `wpad` gives it (Web Proxy Auto-Discovery); RFC 6761 section
-6.3; RFC 6762 section 3."""
+"""Labels that are never a service's, and namespaces that are not captured: a browser runs what `wpad` gives it (Web
+Proxy Auto-Discovery); RFC 6761 section 6.3; RFC 6762 section 3."""
 _CHAIN = 8
 
 
@@ -96,7 +99,7 @@ class Policy:
 
     def decide(self, name: str, kind: int) -> Decision:
         """What becomes of a question for a name, in small letters and without a dot at the end; `kind` is its type."""
-        if name in self._mappings:
+        if name in self._mappings and not _is_wpad(name):
             return self._mapped(name)
         return self._decide(name)
 
@@ -115,15 +118,13 @@ class Policy:
 
     def _decide(self, name: str) -> Decision:
         labels = name.split(".")
-        if labels[0] == "wpad":
+        if _is_wpad(name):
             if any(is_below(name, one) for one in (self.domain, "svc", "pod")):
                 return Decision("nowhere", "a browser would take its proxy from a service of the name wpad")
             return Decision("elsewhere", "wpad is never the cluster's")
         if excluded := longest(name, self.naming.exclude):
             return Decision("elsewhere", f"names below {excluded} are excluded")
-        if reverse := self._reverse(name):
-            return reverse
-        suffix, decision = self._captured(name, labels)
+        suffix, decision = self._reverse(name) or self._captured(name, labels)
         theirs = longest(name, self.claimed) if decision.where == "cluster" else None
         if theirs and theirs != suffix and is_below(theirs, suffix):
             return Decision("elsewhere", f"another link's routing domain {theirs} is closer than ours, {suffix}")
@@ -144,42 +145,51 @@ class Policy:
         if last in ("svc", "pod"):
             return last, Decision("cluster", f"it ends in {last}", f"{name}.{self.domain}")
         if last in self.naming.namespaces:
-            if last in public_domains():
+            if not is_capturable(last):
                 return "", Decision("elsewhere", f"{last} is a top-level domain, so that namespace is not captured")
             return last, Decision("cluster", f"{last} is a namespace", f"{name}.svc.{self.domain}")
         return "", Decision("elsewhere", "it has no suffix of the cluster's")
 
-    def _reverse(self, name: str) -> Decision | None:
-        """For the reverse name of an address; None for any other name."""
+    def _reverse(self, name: str) -> tuple[str, Decision] | None:
+        """For the reverse name of an address, with the zone of ours that it is in; None for any other name."""
         host = host_of(name)
         if host is None:
             return None
         for virtual, real in self.virtual:
             if virtual.contains(host):
                 asked = reverse_name(Prefix.host(real.address(host.network - virtual.network)))
-                return Decision("cluster", f"{host.address()} is of the virtual subnet {virtual}", asked)
+                because = f"{host.address()} is of the virtual subnet {virtual}"
+                return zone_of(name, virtual), Decision("cluster", because, asked)
         for subnet in self.subnets:
             if subnet.contains(host):
-                return Decision("cluster", f"{host.address()} is of {subnet}, which is routed")
-        return Decision("elsewhere", f"{host.address()} is of no subnet that is routed")
+                because = f"{host.address()} is of {subnet}, which is routed"
+                return zone_of(name, subnet), Decision("cluster", because)
+        return "", Decision("elsewhere", f"{host.address()} is of no subnet that is routed")
 
     def routing_domains(self) -> tuple[str, ...]:
         """Suffixes whose questions the host's resolver is to ask us, the most important first, each once."""
         naming = self.naming
         subnets = [*self.subnets, *(virtual for virtual, _ in self.virtual)]
-        namespaces = [one for one in naming.namespaces if one not in public_domains()]
+        namespaces = [one for one in naming.namespaces if is_capturable(one)]
         connected = [one for one in namespaces if one == naming.namespace]
-        found = (
-            *(self.domain, "svc", "pod", *naming.include, *(name for name, _ in naming.mappings)),
-            *(zone for subnet in subnets for zone in zones(subnet)),
-            *connected,
-            *namespaces,
-        )
-        return tuple(dict.fromkeys(one for one in found if not longest(one, naming.exclude)))
+        mapped = [name for name in self._mappings if not _is_wpad(name)]
+        suffixes = (self.domain, "svc", "pod", *naming.include)
+        reverse = [zone for subnet in subnets for zone in zones(subnet)]
+        found = (*suffixes, *mapped, *reverse, *connected, *namespaces)
+        return tuple(dict.fromkeys(one for one in found if one in mapped or not longest(one, naming.exclude)))
 
     def search(self) -> tuple[str, ...]:
         """What is to stand behind a name of one label."""
         return (f"{self.naming.namespace}.svc.{self.domain}",)
+
+
+def is_capturable(namespace: str) -> bool:
+    """Whether names below a namespace may be the cluster's: no others have them."""
+    return namespace not in public_domains() and namespace not in _UNCLAIMED
+
+
+def _is_wpad(name: str) -> bool:
+    return name.partition(".")[0] == "wpad"
 
 
 def longest(name: str, suffixes: Iterable[str]) -> str | None:
@@ -201,7 +211,7 @@ def host_of(name: str) -> Prefix | None:
         if not name.endswith(f".{suffix}"):
             continue
         parts = name.removesuffix(f".{suffix}").split(".")[::-1]
-        if version == 6 and len(parts) == 32 and all(len(one) == 1 for one in parts):
+        if version == 6 and len(parts) == 32 and all(len(one) == 1 and one in _HEX for one in parts):
             text = ":".join("".join(parts[at : at + 4]) for at in range(0, 32, 4))
         elif version == 4 and len(parts) == 4:
             text = ".".join(parts)
@@ -216,9 +226,15 @@ def reverse_name(host: Prefix) -> str:
     return ipaddress.ip_address(host.address()).reverse_pointer
 
 
+def zone_of(name: str, subnet: Prefix) -> str:
+    """The one of a subnet's reverse zones that a reverse name is in."""
+    labels = -(-subnet.length // _STEP[subnet.version]) + 2
+    return ".".join(name.split(".")[-labels:])
+
+
 def zones(subnet: Prefix) -> Iterator[str]:
     """The reverse zones that cover a subnet, at the boundaries of octets or nibbles; at most ZONES of them."""
-    step = 8 if subnet.version == 4 else 4
+    step = _STEP[subnet.version]
     length = -(-subnet.length // step) * step
     bits = 32 if subnet.version == 4 else 128
     for number in range(min(1 << (length - subnet.length), ZONES)):
