@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +12,35 @@ from tpvpn.cli import Commands
 from tpvpn.cli.config import home, rights_of_caller
 
 if TYPE_CHECKING:
-    from tpvpn.dns.advice import Finding
+    from tpvpn.dns.advice import Check, Id
+
+    Examined = dict[Id, list[Check]]
 
 SCHEMA = "tpvpn.doctor/1"
-LIMIT = 1 << 20
+LIMIT = 1 << 24
+"""Characters that are read of a file; a browser's state has some hundred thousand."""
 PROFILES = (
     ".mozilla/firefox/*/",
     "snap/firefox/common/.mozilla/firefox/*/",
     ".var/app/org.mozilla.firefox/.mozilla/firefox/*/",
 )
-POLICIES = (
-    "/etc/firefox/policies/policies.json",
-    "/etc/opt/chrome/policies/managed/*.json",
-    "/etc/chromium/policies/managed/*.json",
-    "/etc/opt/edge/policies/managed/*.json",
+FIREFOX = Path("/etc/firefox/policies/policies.json")
+CHROMIUM = (
+    ("Chrome", "chrome", ("google-chrome", ".var/app/com.google.Chrome/config/google-chrome")),
+    (
+        "Chromium",
+        "chromium",
+        ("chromium", "snap/chromium/common/chromium", ".var/app/org.chromium.Chromium/config/chromium"),
+    ),
+    ("Edge", "edge", ("microsoft-edge", ".var/app/com.microsoft.Edge/config/microsoft-edge")),
 )
-STATES = (".config/google-chrome/Local State", ".config/chromium/Local State", ".config/microsoft-edge/Local State")
-RESOLVED = ("/etc/systemd/resolved.conf", "/etc/systemd/resolved.conf.d/*.conf")
+"""Browsers, each with the word in the path of its managed policies, and the directories of its own state, below the
+home, or below ~/.config when it is one word.
+"""
+RESOLVED = ("usr/lib", "run", "etc")
+"""Where systemd-resolved's settings are, the weakest first (resolved.conf(5))."""
+VARLINK = Path("/run/systemd/resolve/io.systemd.Resolve")
+"""Where nss-resolve(8) asks systemd-resolved."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -44,65 +58,134 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; 0 when there are none, else 1."""
+    """Print what was found; 0 when all is well, else 1."""
     from tpvpn import rundir
+    from tpvpn.cli.naming import naming
     from tpvpn.control import ask
-    from tpvpn.dns.policy import DOMAIN
+    from tpvpn.dns.advice import WELL, Check
+    from tpvpn.dns.policy import DOMAIN, Policy
 
-    status: dict[str, Any] | None = None
-    if rundir.table_of(arguments.name) is not None:
-        status = ask(rundir.directory(arguments.name), "status")["dns"]
-    dns = status or {"domain": DOMAIN, "domains": [DOMAIN], "mode": "auto or resolved", "listening": []}
+    name: str = arguments.name
+    runs = rundir.table_of(name) is not None
+    of_session: Examined = {}
+    if runs:
+        status: dict[str, Any] = ask(rundir.directory(name), "status")["dns"]
+        of_session = _session(name, status)
+        domain, domains, mode = status["domain"], status["domains"], status["mode"]
+    else:
+        domain, domains, mode = DOMAIN, Policy(naming(arguments)).routing_domains(), "resolved"
     with rights_of_caller():
-        found = list(_of_files(dns))
-    found += _of_session(arguments.name, status) if status else ()
+        examined = _files(domain, domains, mode, found="programs" in of_session and not of_session["programs"])
+    checks = [
+        one for identity, found in (examined | of_session).items() for one in found or [Check(identity, WELL[identity])]
+    ]
+    found = [one for one in checks if not one.ok]
     if arguments.output == "json":
-        print(json.dumps({"schema": SCHEMA, "ok": not found, "findings": [one.as_json() for one in found]}, indent=2))
+        shown = {"schema": SCHEMA, "ok": not found, "session": name if runs else None}
+        print(json.dumps(shown | {"checks": [one.as_json() for one in checks]}, indent=2))
     else:
         print("\n\n".join(f"{one.sentence}.\n  {one.remedy}" for one in found) or "nothing is in the way of names")
     return 1 if found else 0
 
 
-def _of_files(dns: dict[str, Any]) -> "Iterator[Finding]":
+def _files(domain: str, domains: list[str] | tuple[str, ...], mode: str, *, found: bool) -> "Examined":
+    """What the host's files say; `found`: programs do find names of the cluster's."""
     from tpvpn.dns import advice
 
-    suffixes = [one for one in (dns["domain"], *dns["domains"]) if not one.endswith(".arpa")]
-    yield from advice.of_nsswitch(_read(Path("/etc/nsswitch.conf")), suffixes, dns["mode"])
-    for profile in (path for pattern in PROFILES for path in sorted(home().glob(pattern))):
-        yield from advice.of_firefox(_read(profile / "prefs.js") + _read(profile / "user.js"), str(profile))
-    files = [path for pattern in POLICIES for path in sorted(Path("/").glob(pattern[1:]))]
-    for file in (*files, *(home() / one for one in STATES)):
-        yield from advice.of_policy(_read(file), str(file))
-    yield from advice.of_dnssec(
-        "\n".join(_read(path) for pattern in RESOLVED for path in sorted(Path("/").glob(pattern[1:])))
-    )
+    nsswitch = _read(Path("/etc/nsswitch.conf"))
+    profiles = [path for pattern in PROFILES for path in sorted(home().glob(pattern))]
+    settings = [path for place in RESOLVED for path in _globbed(f"{place}/systemd/resolved.conf.d/*.conf")]
+    main = [Path("/", place, "systemd/resolved.conf") for place in RESOLVED]
+    chromium: list[Check] = []
+    for browser, word, states in CHROMIUM:
+        place = f"etc/{word}" if word == "chromium" else f"etc/opt/{word}"
+        policies = {str(path): _read(path) for path in _globbed(f"{place}/policies/managed/*.json")}
+        paths = [home() / (one if "/" in one else f".config/{one}") / "Local State" for one in states]
+        chromium += advice.of_chromium(browser, policies, {str(path): _read(path) for path in paths})
+    return {
+        "nsswitch": list(advice.of_nsswitch(nsswitch)),
+        "mdns": [] if found else list(advice.of_mdns(nsswitch, [domain, *domains], mode)),
+        "nss-resolve": list(advice.of_nss_resolve(nsswitch, mode, resolved=VARLINK.exists())),
+        "firefox": list(
+            advice.of_firefox(
+                _read(FIREFOX),
+                {str(one): f"{_read(one / 'prefs.js')}\n{_read(one / 'user.js')}" for one in profiles},
+                list(dict.fromkeys((domain, "svc"))),
+            )
+        ),
+        "chromium": chromium,
+        "dnssec": list(advice.of_dnssec("\n".join(map(_read, [*main, *settings])), _resolvectl())),
+    }
 
 
-def _of_session(name: str, dns: dict[str, Any]) -> "Iterator[Finding]":
-    """What a session that runs warns of, and whether programs come to its names."""
+def _session(name: str, dns: dict[str, Any]) -> "Examined":
+    """What a session that runs says, and at which step a name is lost; the steps behind that are not taken."""
     import socket
 
-    from tpvpn import rundir
-    from tpvpn.control import ask
     from tpvpn.dns import advice
+    from tpvpn.dns.ask import ask
+    from tpvpn.dns.marker import FILE
 
-    yield from (advice.Finding("session", one, "`tpvpn status` shows how names are led") for one in dns["warnings"])
-    kept = sorted(Path("/etc").glob(f"resolv.conf.before-tpvpn-*-{name}.*"))
-    if dns["listening"]:
-        yield from advice.of_resolv_conf(_read(Path("/etc/resolv.conf")), _read(kept[-1]) if kept else "", dns)
-    asked = f"kubernetes.default.svc.{dns['domain']}"
-    ours = ask(rundir.directory(name), f"name {asked}")["rcode"]
+    listening, mode, now = dns["listening"], dns["mode"], _read(FILE)
+    before, below = _replaced(name)
+    examined: Examined = {"session": list(advice.of_session(dns["warnings"], listening, dns["because"]))}
+    if not listening:
+        return examined
+    examined["resolv.conf"] = list(advice.of_resolv_conf(now, listening, mode, below=below))
+    examined["search"] = list(advice.of_search(now, before))
+    asked, server = f"kubernetes.default.svc.{dns['domain']}", advice.first_server(now)
+
+    def steps() -> Iterator[tuple[Id, list[Check]]]:
+        yield "stub", [one for address in listening for one in advice.of_stub(asked, address, ask(asked, address))]
+        if mode != "off":
+            yield "server", list(advice.of_server(asked, server, ask(asked, server), mode))
+        try:
+            found = [str(entry[4][0]) for entry in socket.getaddrinfo(asked, None, type=socket.SOCK_STREAM)]
+        except OSError:
+            found = []
+        yield "programs", list(advice.of_programs(asked, found, mode))
+
+    for step, found in steps():
+        examined[step] = found
+        if found:
+            break
+    return examined
+
+
+def _replaced(name: str) -> tuple[str, bool]:
+    """What the session's /etc/resolv.conf replaced, "" when it is not there; whether another session's stands above."""
+    from tpvpn import rundir
+    from tpvpn.dns import marker
+
+    ours = marker.Owner(name, rundir.namespace().name)
+    for path, found in marker.chain():
+        if found.owner == ours:
+            return _read(marker.kept(ours, found.generation)), path != marker.FILE
+    return "", False
+
+
+def _globbed(pattern: str) -> list[Path]:
+    return sorted(Path("/").glob(pattern))
+
+
+def _resolvectl() -> str:
+    """What systemd-resolved wants signed, by link; "" where it is not there."""
     try:
-        system = [str(entry[4][0]) for entry in socket.getaddrinfo(asked, None, type=socket.SOCK_STREAM)]
-    except OSError:
-        system = []
-    yield from advice.of_answers(asked, ours, system, dns["mode"])
+        command = ["resolvectl", "--no-pager", "dnssec"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=3, stdin=subprocess.DEVNULL).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def _read(path: Path) -> str:
     """What is in a file, as far as it may be read."""
     try:
-        with path.open(errors="replace") as file:
+        with open(path, errors="replace", opener=_open) as file:
             return file.read(LIMIT)
     except OSError:
         return ""
+
+
+def _open(path: str, flags: int) -> int:
+    """Open without blocking: a FIFO in the file's place must not hold us."""
+    return os.open(path, flags | os.O_NONBLOCK)
