@@ -347,9 +347,10 @@ def test_a_name_is_lost_on_its_way_to_the_session() -> None:
         found = only(advice.of_server(NAME, "127.0.0.53", answer, mode))
         assert found.id == "server" and "127.0.0.53" in found.sentence and (answer or "not answer") in found.sentence
         assert ("resolvectl" in (found.remedy or "")) == ("resolved" in mode)
-    assert not list(advice.of_programs(NAME, ["10.130.0.1"], "off"))
-    assert "getent -s dns" in (only(advice.of_programs(NAME, [], "file")).remedy or "")
-    assert "--dns auto" in (only(advice.of_programs(NAME, [], "off")).remedy or "")
+    assert not list(advice.of_programs(NAME, ["10.130.0.1"], "off", "x"))
+    assert "getent -s dns" in (only(advice.of_programs(NAME, [], "file", "x")).remedy or "")
+    off = only(advice.of_programs(NAME, [], "off", "it was asked for"))
+    assert off.sentence.endswith(": it was asked for") and "--dns auto" in (off.remedy or "")
 
 
 def test_what_the_session_knows() -> None:

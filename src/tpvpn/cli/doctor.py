@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,43 +74,44 @@ def run(arguments: argparse.Namespace) -> int:
         domain, domains, mode = status["domain"], status["domains"], status["mode"]
     else:
         domain, domains, mode = DOMAIN, Policy(naming(arguments)).routing_domains(), "resolved"
+    own, found = home(), of_session.get("programs") == []
     with rights_of_caller():
-        examined = _files(domain, domains, mode, found="programs" in of_session and not of_session["programs"])
+        examined = _files(own, [domain, *domains], mode, found=found)
     checks = [
-        one for identity, found in (examined | of_session).items() for one in found or [Check(identity, WELL[identity])]
+        one for identity, some in (examined | of_session).items() for one in some or [Check(identity, WELL[identity])]
     ]
-    found = [one for one in checks if not one.ok]
+    ill = [one for one in checks if not one.ok]
     if arguments.output == "json":
-        shown = {"schema": SCHEMA, "ok": not found, "session": name if runs else None}
+        shown = {"schema": SCHEMA, "ok": not ill, "session": name if runs else None}
         print(json.dumps(shown | {"checks": [one.as_json() for one in checks]}, indent=2))
     else:
-        print("\n\n".join(f"{one.sentence}.\n  {one.remedy}" for one in found) or "nothing is in the way of names")
-    return 1 if found else 0
+        print("\n\n".join(f"{one.sentence}.\n  {one.remedy}" for one in ill) or "nothing is in the way of names")
+    return 1 if ill else 0
 
 
-def _files(domain: str, domains: list[str] | tuple[str, ...], mode: str, *, found: bool) -> "Examined":
-    """What the host's files say; `found`: programs do find names of the cluster's."""
+def _files(home: Path, suffixes: Sequence[str], mode: str, *, found: bool) -> "Examined":
+    """What the host's files say; `suffixes`: the cluster's, its domain first; `found`: programs do find names there."""
     from tpvpn.dns import advice
 
     nsswitch = _read(Path("/etc/nsswitch.conf"))
-    profiles = [path for pattern in PROFILES for path in sorted(home().glob(pattern))]
+    profiles = [path for pattern in PROFILES for path in sorted(home.glob(pattern))]
     settings = [path for place in RESOLVED for path in _globbed(f"{place}/systemd/resolved.conf.d/*.conf")]
     main = [Path("/", place, "systemd/resolved.conf") for place in RESOLVED]
     chromium: list[Check] = []
     for browser, word, states in CHROMIUM:
         place = f"etc/{word}" if word == "chromium" else f"etc/opt/{word}"
         policies = {str(path): _read(path) for path in _globbed(f"{place}/policies/managed/*.json")}
-        paths = [home() / (one if "/" in one else f".config/{one}") / "Local State" for one in states]
+        paths = [home / (one if "/" in one else f".config/{one}") / "Local State" for one in states]
         chromium += advice.of_chromium(browser, policies, {str(path): _read(path) for path in paths})
     return {
         "nsswitch": list(advice.of_nsswitch(nsswitch)),
-        "mdns": [] if found else list(advice.of_mdns(nsswitch, [domain, *domains], mode)),
+        "mdns": [] if found else list(advice.of_mdns(nsswitch, suffixes, mode)),
         "nss-resolve": list(advice.of_nss_resolve(nsswitch, mode, resolved=VARLINK.exists())),
         "firefox": list(
             advice.of_firefox(
                 _read(FIREFOX),
                 {str(one): f"{_read(one / 'prefs.js')}\n{_read(one / 'user.js')}" for one in profiles},
-                list(dict.fromkeys((domain, "svc"))),
+                list(dict.fromkeys((suffixes[0], "svc"))),
             )
         ),
         "chromium": chromium,
@@ -120,10 +121,7 @@ def _files(domain: str, domains: list[str] | tuple[str, ...], mode: str, *, foun
 
 def _session(name: str, dns: dict[str, Any]) -> "Examined":
     """What a session that runs says, and at which step a name is lost; the steps behind that are not taken."""
-    import socket
-
     from tpvpn.dns import advice
-    from tpvpn.dns.ask import ask
     from tpvpn.dns.marker import FILE
 
     listening, mode, now = dns["listening"], dns["mode"], _read(FILE)
@@ -133,23 +131,29 @@ def _session(name: str, dns: dict[str, Any]) -> "Examined":
         return examined
     examined["resolv.conf"] = list(advice.of_resolv_conf(now, listening, mode, below=below))
     examined["search"] = list(advice.of_search(now, before))
-    asked, server = f"kubernetes.default.svc.{dns['domain']}", advice.first_server(now)
-
-    def steps() -> Iterator[tuple[Id, list[Check]]]:
-        yield "stub", [one for address in listening for one in advice.of_stub(asked, address, ask(asked, address))]
-        if mode != "off":
-            yield "server", list(advice.of_server(asked, server, ask(asked, server), mode))
-        try:
-            found = [str(entry[4][0]) for entry in socket.getaddrinfo(asked, None, type=socket.SOCK_STREAM)]
-        except OSError:
-            found = []
-        yield "programs", list(advice.of_programs(asked, found, mode))
-
-    for step, found in steps():
+    for step, found in _steps(dns, advice.first_server(now)):
         examined[step] = found
         if found:
             break
     return examined
+
+
+def _steps(dns: dict[str, Any], server: str) -> "Iterator[tuple[Id, list[Check]]]":
+    """A name that every cluster has, asked of the session, of whom /etc/resolv.conf names first, and as programs do."""
+    import socket
+
+    from tpvpn.dns import advice
+    from tpvpn.dns.ask import ask
+
+    name, mode = f"kubernetes.default.svc.{dns['domain']}", dns["mode"]
+    yield "stub", [one for address in dns["listening"] for one in advice.of_stub(name, address, ask(name, address))]
+    if mode != "off":
+        yield "server", list(advice.of_server(name, server, ask(name, server), mode))
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        found = []
+    yield "programs", list(advice.of_programs(name, found, mode, dns["because"]))
 
 
 def _replaced(name: str) -> tuple[str, bool]:

@@ -360,15 +360,15 @@ def of_server(name: str, server: str, answer: str | None, mode: str) -> Iterator
         )
 
 
-def of_programs(name: str, found: Sequence[str], mode: str) -> Iterator[Check]:
-    """Step 3: the addresses that programs of this host have by getaddrinfo(3)."""
+def of_programs(name: str, found: Sequence[str], mode: str, because: str) -> Iterator[Check]:
+    """Step 3: the addresses that programs of this host have by getaddrinfo(3); why the `mode` is what it is."""
     if found:
         return
     if mode == "off":
         yield Check(
             "programs",
-            f"the session answers for {name}, but programs are not led to it (`--dns off`, or it could not be)",
-            "connect with `--dns auto`",
+            f"the session answers for {name}, but programs are not led to it: {because}",
+            "connect with `--dns auto`; `tpvpn status` shows how names are led",
         )
     else:
         yield Check(
