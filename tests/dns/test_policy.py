@@ -3,7 +3,7 @@
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpvpn.dns.policy import Naming, Policy, domain_of, host_of, is_below, public_domains, reverse_name, zones
@@ -204,6 +204,8 @@ def test_routing_domains_are_in_order_and_bounded() -> None:
     assert found[:4] == ("cluster.local", "svc", "pod", "internal.example.com")
     assert "dev" not in found and "backend" in found and "130.10.in-addr.arpa" in found
     assert len(found) == len(set(found))
+    assert "pay.db.internal.example.com" in found, "what is mapped, though it is below what is excluded"
+    assert not {"wpad.corp.example", "local", "localhost", "db.internal.example.com"} & set(found)
     assert len(list(zones(Prefix.parse("10.0.0.0/9")))) == 64
     assert list(zones(Prefix.parse("10.96.0.0/12")))[::15] == ["96.10.in-addr.arpa", "111.10.in-addr.arpa"]
     assert list(zones(Prefix.parse("fd10:130::/112"))) == [
@@ -248,8 +250,24 @@ POLICIES = st.builds(
 )
 
 
-@given(st.just(POLICY) | POLICIES, names(ENDS | NAMESPACE) | st.text(max_size=60))
-def test_what_holds_for_every_name_and_policy(policy: Policy, name: str) -> None:
+REVERSE = st.lists(st.text("0123456789abcdef%.x", max_size=2), min_size=30, max_size=34)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Policy, str]:
+    """A policy, and often a name that it has a word on."""
+    policy = draw(st.just(POLICY) | POLICIES)
+    naming = policy.naming
+    mapped = [name for name, _ in naming.mappings]
+    known = [*policy.routing_domains(), *mapped, *naming.namespaces, *naming.include, *naming.exclude, *policy.claimed]
+    reverse = REVERSE.map(lambda labels: ".".join([*labels, "ip6.arpa"]))
+    return policy, draw(st.sampled_from(known) | names(st.sampled_from(known)) | st.text(max_size=60) | reverse)
+
+
+@settings(max_examples=500)
+@given(cases())
+def test_what_holds_for_every_policy_and_name(case: tuple[Policy, str]) -> None:
+    policy, name = case
     decision = policy.decide(name, A)
     assert decision.because and (decision.address is not None) == (decision.where == "address")
     if decision.where in ("cluster", "address") and "." in name:  # who asks systemd-resolved must come to us
@@ -270,7 +288,10 @@ def test_a_namespace_is_never_a_public_domain(namespace: str, labels: list[str])
         assert policy.decide(f"{'.'.join(labels)}.{namespace}.svc", A).where == "cluster"
 
 
-@given(st.ip_addresses())
+INSIDE = [st.ip_addresses(network=net) for net in ("10.130.0.0/16", "10.130.9.0/24", "246.128.0.0/16", "fd10:130::/96")]
+
+
+@given(st.ip_addresses() | st.one_of(INSIDE))
 def test_the_reverse_name_of_every_address(address: IPv4Address | IPv6Address) -> None:
     host = Prefix.host(str(address))
     assert host_of(address.reverse_pointer) == host
