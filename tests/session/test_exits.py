@@ -285,6 +285,7 @@ def a_full_backlog(way: Way) -> object:
     with way.listener(way.pod) as server, way.open() as first, way.open() as second:
         server.listen(0)
         first.connect(server.getsockname()[:2])
+        eventually(lambda: bool(select.select([server], [], [], 0)[0]), LONG)  # the last ACK of three has come
         return outcome(second.connect, server.getsockname()[:2])
 
 
@@ -473,7 +474,9 @@ def urgent_data(way: Way) -> object:
         near.send(b"ab")
         near.send(b"!", socket.MSG_OOB)
         near.shutdown(socket.SHUT_WR)
-        eventually(lambda: bool(select.select([far], [], [far], 0)[0]), LONG)
+        ended = select.poll()
+        ended.register(far, select.POLLRDHUP)
+        eventually(lambda: bool(ended.poll(0)), LONG)
         urgent = outcome(far.recv, 1, socket.MSG_OOB)
         return b"".join(iter(lambda: far.recv(100), b"")), urgent
 
