@@ -73,7 +73,8 @@ class Namer:
     def attach(self, ask: Callable[[int, bytes], None], facts: Mapping[str, Any]) -> None:
         """Questions go by this link from now on; the manager's facts say what the cluster's domain is."""
         text = facts.get("resolv_conf")
-        self._change(domain=(domain_of(text) if isinstance(text, str) else None) or DOMAIN)
+        domain = domain_of(text) if isinstance(text, str) else None
+        self._change(replace(self._policy, domain=domain or DOMAIN))
         self.exchange.attach(ask)
 
     def detach(self) -> None:
@@ -82,18 +83,13 @@ class Namer:
 
     def want(self, naming: Naming) -> None:
         """What is wanted of names from now on."""
-        self._change(naming=naming)
+        self._change(replace(self._policy, naming=naming))
 
     def follow_plan(self, plan: Plan) -> None:
         """Addresses that are routed have their names in the cluster."""
-        own = [one for one in plan.subnets if one.wanted.kind != "also"]
-        self._change(
-            subnets=tuple(prefix for one in own if not one.virtual for prefix in one.routes),
-            virtual=tuple((one.virtual, one.wanted.prefix) for one in own if one.virtual),
-        )
+        self._change(self._policy.following(plan))
 
-    def _change(self, **fields: Any) -> None:
-        changed = replace(self._policy, **fields)
+    def _change(self, changed: Policy) -> None:
         if changed != self._policy:
             self._policy = changed
             self._refresh()

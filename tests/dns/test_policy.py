@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tpvpn.dns.policy import Naming, Policy, domain_of, host_of, is_below, public_domains, reverse_name, zones
 from tpvpn.route.prefix import Prefix
-from tpvpn.wire.dns import A
+from tpvpn.wire.dns import DNSKEY, DS, NS, SOA, A
 
-NAMESPACES = ("default", "backend", "dev", "kube-system", "app", "local", "localhost")
+NAMESPACES = ("default", "backend", "dev", "kube-system", "app", "local", "localhost", "internal")
 POLICY = Policy(
     Naming(
         "backend",
@@ -50,7 +50,8 @@ WEB = "web.backend.svc.cluster.local"
         # short names
         ("web", "cluster", WEB),
         ("web.backend", "cluster", WEB),
-        ("web.default", "cluster", "web.default.svc.cluster.local"),  # as long as the other link's own: ours
+        ("web.default", "elsewhere", None),  # another link has that domain: a namespace gives way
+        ("web.default.svc", "cluster", "web.default.svc.cluster.local"),
         ("db-0.db.backend", "cluster", "db-0.db.backend.svc.cluster.local"),
         ("web.backend.svc", "cluster", WEB),
         ("db-0.db.backend.svc", "cluster", "db-0.db.backend.svc.cluster.local"),
@@ -81,6 +82,8 @@ WEB = "web.backend.svc.cluster.local"
         ("printer.local", "elsewhere", None),
         ("web.localhost", "elsewhere", None),
         ("web.local.svc", "cluster", "web.local.svc.cluster.local"),
+        ("metadata.internal", "elsewhere", None),
+        ("web.internal.svc", "cluster", "web.internal.svc.cluster.local"),
         # wpad
         ("wpad", "elsewhere", None),
         ("wpad.backend", "elsewhere", None),
@@ -143,6 +146,18 @@ def test_every_kind_of_name(name: str, where: str, asked: str | None) -> None:
     assert decision.because
 
 
+@pytest.mark.parametrize("kind", [NS, SOA, DS, DNSKEY])
+def test_a_question_for_a_top_level_domain_is_not_the_clusters(kind: int) -> None:
+    assert POLICY.decide("com", kind).where == POLICY.decide("", kind).where == "elsewhere"
+    assert POLICY.decide("com", A).where == POLICY.decide("web.backend", kind).where == "cluster"
+
+
+def test_whoever_may_not_list_namespaces_is_told_which_are_known() -> None:
+    policies = [Policy(Naming("a", tuple(known))) for known in ("", "a", "abcd", "abcdef")]
+    said = [policy.decide("web.x", A).because.partition("namespaces: ")[2] for policy in policies]
+    assert said == ["none", "a", "a, b, c, d", "a, b, c, d and 2 more"]
+
+
 def test_addresses_of_mappings() -> None:
     assert POLICY.decide("fixed.example.com", A).address == "192.0.2.7"
     assert POLICY.decide("six.example.com", A).address == "2001:db8::7"
@@ -158,7 +173,17 @@ def test_an_ipv6_address() -> None:
     ("text", "domain"),
     [
         ("search default.svc.cluster.local svc.cluster.local cluster.local\n", "cluster.local"),
-        ("nameserver 10.96.0.10\nsearch a.svc.k8s.corp.example svc.k8s.corp.example. x\n", "k8s.corp.example"),
+        ("search a.svc.k8s.corp.example svc.k8s.corp.example. k8s.corp.example x\n", "k8s.corp.example"),
+        (
+            "search a.svc.old.example svc.old.example old.example\nsearch b.svc.k8s svc.k8s k8s\n",
+            "k8s",
+        ),  # the last counts
+        ("search a.svc.k8s svc.k8s k8s\nsearch corp.example\n", None),
+        ("search a.svc.k8s svc.k8s k8s svc.corp.example corp.example\n", "k8s"),  # the node's own come behind
+        ("search svc.corp.example\n", None),
+        ("search svc.com com\n", None),
+        ("search svc.-x -x svc.a_b a_b svc.\\x \\x\n", None),
+        ("search\n", None),
         ("search corp.example\n", None),
         ("search svc.\n", None),
         ("", None),
@@ -206,7 +231,9 @@ def test_routing_domains_are_in_order_and_bounded() -> None:
     assert len(found) == len(set(found))
     assert "pay.db.internal.example.com" in found, "what is mapped, though it is below what is excluded"
     assert not {"wpad.corp.example", "local", "localhost", "db.internal.example.com"} & set(found)
-    assert len(list(zones(Prefix.parse("10.0.0.0/9")))) == 64
+    assert list(zones(Prefix.parse("10.128.0.0/9"))) == ["10.in-addr.arpa"], "one wider zone instead of 128"
+    assert len(list(zones(Prefix.parse("10.64.0.0/10")))) == 64
+    assert found.index("backend") < found.index("130.10.in-addr.arpa") and "default" not in found
     assert list(zones(Prefix.parse("10.96.0.0/12")))[::15] == ["96.10.in-addr.arpa", "111.10.in-addr.arpa"]
     assert list(zones(Prefix.parse("fd10:130::/112"))) == [
         "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.1.0.0.1.d.f.ip6.arpa"
@@ -228,9 +255,9 @@ def names(end: st.SearchStrategy[str] = ENDS) -> st.SearchStrategy[str]:
 SUFFIXES = st.lists(names(ENDS | NAMESPACE), max_size=3).map(tuple)
 SUBNETS = st.lists(
     st.builds(
-        lambda host, length: Prefix.parse(f"{host}/{length}"),
-        st.integers(0, 2**12 - 1).map(lambda n: f"10.{n >> 8}.0.0"),
-        st.integers(16, 24),
+        lambda host, length: Prefix.around(4, 10 << 24 | host, length),
+        st.integers(0, 2**24 - 1),
+        st.integers(8, 26),
     ),
     max_size=2,
 ).map(tuple)

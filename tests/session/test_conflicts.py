@@ -321,7 +321,9 @@ def test_why(laptop: Laptop) -> None:
         assert (answer["without"]["device"], answer["without"]["owner"]) == ("tun0", "openvpn")
         text = laptop.tpvpn("why", SERVICES[1]).stdout.replace("\n", " ")
         assert "goes into the tunnel" in text and "without us  10.0.0.0/8 via 10.8.0.1 dev tun0" in text
-    assert laptop.tpvpn("why", "no.such.example").returncode == 2
+    assert laptop.tpvpn("why", "no.such.example").returncode == 2, "no session and no subnets"
+    assert laptop.tpvpn("why", "web.default", *WANTED4).stdout.startswith("web.default is asked in the cluster as")
+    assert laptop.tpvpn("why", "...", *WANTED4).returncode == laptop.tpvpn("why", "a..b", *WANTED4).returncode == 2
     laptop.is_as(before)
 
 

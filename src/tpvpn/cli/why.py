@@ -8,13 +8,16 @@ import contextlib
 import json
 import os
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
 from tpvpn.cli.naming import naming
 from tpvpn.cli.plan import quiet
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import UsageError
+
+if TYPE_CHECKING:
+    from tpvpn.route.verdict import Plan
 
 
 def add_parser(commands: Commands) -> None:
@@ -45,9 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     from tpvpn.route.why import explain
     from tpvpn.router import see
 
-    named = _named(arguments)
-    addresses: list[str] = named["addresses"] if named and "rcode" in named else _addresses(arguments.target)
-    plan, source = asyncio.run(_plan(arguments))
+    preview = asyncio.run(_preview(arguments))
+    named = _named(arguments, preview)
+    addresses: list[str] = named["addresses"] if named else [Prefix.host(arguments.target).address()]
+    plan, source = _plan(arguments, preview)
     device = rundir.device_name(arguments.name)
     view = see(asyncio.run(read_view()), look([Prefix.host(one) for one in addresses], device, ()))
     answers = [explain(view, address, plan, device, os.getuid()).as_json() for address in addresses]
@@ -70,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """What becomes of a name, as the session that runs says, with its answer; else as it would be. None: an address."""
+def _named(arguments: argparse.Namespace, preview: "Plan | None") -> dict[str, Any] | None:
+    """What becomes of a name, as the session that runs says; else as it would with this plan. None: an address."""
     from tpvpn import rundir
     from tpvpn.control import ask
     from tpvpn.dns.policy import Policy
@@ -82,15 +86,17 @@ def _named(arguments: argparse.Namespace) -> dict[str, Any] | None:
     with contextlib.suppress(UsageError):
         Prefix.host(target)
         return None
-    if not any(character.isalpha() for character in target):
-        return None
+    if not any(character.isalpha() for character in target):  # getaddrinfo(3) takes 10.130.1 for 10.130.0.1
+        raise UsageError(f"{target!r} is no address; write it like 10.130.0.80 or fd00:130::80")
     try:
         name = target.encode("idna").decode().lower().rstrip(".")
     except UnicodeError:
         raise UsageError(f"{target!r} is no address, and not found as a name: this is no name") from None
-    if not names_a_cluster(arguments) and rundir.table_of(arguments.name) is not None:
+    if preview is None:
         return ask(rundir.directory(arguments.name), f"name {name}")
-    return {"name": name, **asdict(Policy(naming(arguments)).decide(name, A))}
+    decision = Policy(naming(arguments)).following(preview).decide(name, A)
+    addresses = [decision.address] if decision.address else _addresses(name) if decision.where != "nowhere" else []
+    return {"name": name, **asdict(decision), "server": None, "rcode": None, "records": [], "addresses": addresses}
 
 
 def _name(named: dict[str, Any]) -> str:
@@ -105,45 +111,52 @@ def _name(named: dict[str, Any]) -> str:
         "address": f"is {named['address']}, and asked of nobody",
     }[named["where"]]
     lines = wrap(f"{name} {where}: {named['because']}.", "")
-    if "rcode" in named:
-        records = named["records"] or [named["rcode"] or "nobody answered"]
-        for record in records:
-            lines += wrap(record, "  answer      ")
+    for record in named["records"] or [named["rcode"] or _unasked(named)]:
+        lines += wrap(record, "  answer      ")
     return "\n".join(lines)
 
 
-def _addresses(target: str) -> list[str]:
-    """The addresses of a name, or the one that is given; UsageError when there are none."""
+def _unasked(named: dict[str, Any]) -> str:
+    """What there is instead of a session's answer."""
+    if named["server"]:
+        return "nobody answered"
+    return f"this host has {', '.join(named['addresses']) or 'none'} for it now"
+
+
+def _addresses(name: str) -> list[str]:
+    """The addresses that programs of this host have for a name now."""
     import socket
 
-    from tpvpn.route.prefix import Prefix
-
-    with contextlib.suppress(UsageError):  # getaddrinfo(3) takes 10.130.1 for 10.130.0.1
-        return [Prefix.host(target).address()]
-    if not any(character.isalpha() for character in target):
-        raise UsageError(f"{target!r} is no address; write it like 10.130.0.80 or fd00:130::80")
     try:
-        found = socket.getaddrinfo(target, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "this is no name"
-        raise UsageError(f"{target!r} is no address, and not found as a name: {reason}") from None
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
 
 
-async def _plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """The plan to go by, and whose it is: of the flags, or of the session that runs."""
+async def _preview(arguments: argparse.Namespace) -> "Plan | None":
+    """The plan of the flags; None when the session that runs has one."""
     from tpvpn import rundir
-    from tpvpn.control import ask
-    from tpvpn.report import as_json
     from tpvpn.router import Router
 
     if names_a_cluster(arguments):
-        return as_json(await Router(routing(arguments), quiet).preview(arguments.name)), "the flags"
+        return await Router(routing(arguments), quiet).preview(arguments.name)
     if rundir.table_of(arguments.name) is None:
         raise UsageError(
             f"no session {arguments.name} runs here, so the cluster's subnets are not known: give --service-cidr "
             "and/or --pod-cidr"
         )
+    return None
+
+
+def _plan(arguments: argparse.Namespace, preview: "Plan | None") -> tuple[dict[str, Any], str]:
+    """The plan to go by, and whose it is."""
+    from tpvpn import rundir
+    from tpvpn.control import ask
+    from tpvpn.report import as_json
+
+    if preview:
+        return as_json(preview), "the flags"
     return ask(rundir.directory(arguments.name), "status")["plan"], f"session {arguments.name}, which runs"
 
 

@@ -8,25 +8,34 @@ names; the cluster's suffixes, each unless a VPN claims the name by a longer one
 
 import functools
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import pairwise
 from typing import Literal
 
 from tpvpn.route.prefix import Prefix
+from tpvpn.route.verdict import Plan
+from tpvpn.wire import dns
 
 DOMAIN = "cluster.local"
 """The cluster's domain where nobody says another (kubelet's default)."""
 ZONES = 64
-"""Reverse zones of one subnet that a host's resolver is told of."""
+"""Reverse zones of one subnet that a host's resolver is told of at most; if that is too few, it is one wider zone."""
 _REVERSE = {"in-addr.arpa": 4, "ip6.arpa": 6}
 _STEP = {4: 8, 6: 4}
 """Bits of an address that a label of its reverse name has."""
 _HEX = "0123456789abcdef"
-_UNCLAIMED = ("wpad", "localhost", "local")
+_UNCLAIMED = ("wpad", "localhost", "local", "internal", "onion", "invalid")
 """Labels that are never a service's, and namespaces that are not captured: a browser runs what `wpad` gives it (Web
-Proxy Auto-Discovery); RFC 6761 section 6.3; RFC 6762 section 3."""
+Proxy Auto-Discovery); RFC 6761 sections 6.3 and 6.4; RFC 6762 section 3; RFC 7686; `internal` is for the names of
+private networks (ICANN resolution 2024.07.29.06)."""
+_OF_ZONES = frozenset((dns.NS, dns.SOA, dns.DS, dns.DNSKEY))
+"""Types of what no service has: with one label, that is a question for a top-level domain."""
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _CHAIN = 8
+_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +75,16 @@ def public_domains() -> frozenset[str]:
 
 
 def domain_of(resolv_conf: str) -> str | None:
-    """The cluster's domain by the search line of a pod: what stands behind "svc."."""
-    for words in map(str.split, resolv_conf.lower().splitlines()):
-        if words[:1] == ["search"]:
-            for word in words[1:]:
-                if word.startswith("svc."):
-                    return word.removeprefix("svc.").rstrip(".") or None
-    return None
+    """The cluster's domain by the search line of a pod, where kubelet wrote `svc.DOMAIN DOMAIN`; None without that.
+
+    Of several lines the last counts (resolv.conf(5)).
+    """
+    lines = [words[1:] for words in map(str.split, resolv_conf.lower().splitlines()) if words[:1] == ["search"]]
+    names = [word.rstrip(".") for word in lines[-1]] if lines else []
+    found = (domain for before, domain in pairwise(names) if before == f"svc.{domain}")
+    return next(
+        (one for one in found if all(map(_LABEL.fullmatch, one.split("."))) and one not in public_domains()), None
+    )
 
 
 def is_below(name: str, suffix: str) -> bool:
@@ -97,10 +109,21 @@ class Policy:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_mappings", dict(self.naming.mappings))
 
+    def following(self, plan: Plan) -> "Policy":
+        """The same with the addresses that a plan routes: they have their names in the cluster."""
+        own = [one for one in plan.subnets if one.wanted.kind != "also"]
+        return replace(
+            self,
+            subnets=tuple(prefix for one in own if not one.virtual for prefix in one.routes),
+            virtual=tuple((one.virtual, one.wanted.prefix) for one in own if one.virtual),
+        )
+
     def decide(self, name: str, kind: int) -> Decision:
         """What becomes of a question for a name, in small letters and without a dot at the end; `kind` is its type."""
         if name in self._mappings and not _is_wpad(name):
             return self._mapped(name)
+        if kind in _OF_ZONES and "." not in name:
+            return Decision("elsewhere", "with a question of that type it is a top-level domain")
         return self._decide(name)
 
     def _mapped(self, name: str) -> Decision:
@@ -126,6 +149,8 @@ class Policy:
             return Decision("elsewhere", f"names below {excluded} are excluded")
         suffix, decision = self._reverse(name) or self._captured(name, labels)
         theirs = longest(name, self.claimed) if decision.where == "cluster" else None
+        if theirs and suffix in self.naming.namespaces and theirs == suffix:
+            return Decision("elsewhere", f"{theirs} is a namespace, and another link's routing domain")
         if theirs and theirs != suffix and is_below(theirs, suffix):
             return Decision("elsewhere", f"another link's routing domain {theirs} is closer than ours, {suffix}")
         return decision
@@ -146,9 +171,15 @@ class Policy:
             return last, Decision("cluster", f"it ends in {last}", f"{name}.{self.domain}")
         if last in self.naming.namespaces:
             if not is_capturable(last):
-                return "", Decision("elsewhere", f"{last} is a top-level domain, so that namespace is not captured")
+                return "", Decision("elsewhere", f"{last} has names elsewhere, so that namespace is not captured")
             return last, Decision("cluster", f"{last} is a namespace", f"{name}.svc.{self.domain}")
-        return "", Decision("elsewhere", "it has no suffix of the cluster's")
+        return "", Decision("elsewhere", f"it has no suffix of the cluster's; known namespaces: {self._known()}")
+
+    def _known(self) -> str:
+        """The namespaces, for a user who may see one of them alone; the first of many."""
+        known = self.naming.namespaces
+        more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+        return f"{', '.join(known[:_SHOWN]) or 'none'}{more}"
 
     def _reverse(self, name: str) -> tuple[str, Decision] | None:
         """For the reverse name of an address, with the zone of ours that it is in; None for any other name."""
@@ -170,12 +201,12 @@ class Policy:
         """Suffixes whose questions the host's resolver is to ask us, the most important first, each once."""
         naming = self.naming
         subnets = [*self.subnets, *(virtual for virtual, _ in self.virtual)]
-        namespaces = [one for one in naming.namespaces if is_capturable(one)]
+        namespaces = [one for one in naming.namespaces if is_capturable(one) and one not in self.claimed]
         connected = [one for one in namespaces if one == naming.namespace]
         mapped = [name for name in self._mappings if not _is_wpad(name)]
         suffixes = (self.domain, "svc", "pod", *naming.include)
         reverse = [zone for subnet in subnets for zone in zones(subnet)]
-        found = (*suffixes, *mapped, *reverse, *connected, *namespaces)
+        found = (*suffixes, *mapped, *connected, *namespaces, *reverse)
         return tuple(dict.fromkeys(one for one in found if one in mapped or not longest(one, naming.exclude)))
 
     def search(self) -> tuple[str, ...]:
@@ -228,16 +259,22 @@ def reverse_name(host: Prefix) -> str:
 
 def zone_of(name: str, subnet: Prefix) -> str:
     """The one of a subnet's reverse zones that a reverse name is in."""
-    labels = -(-subnet.length // _STEP[subnet.version]) + 2
+    labels = _zone_length(subnet) // _STEP[subnet.version] + 2
     return ".".join(name.split(".")[-labels:])
 
 
 def zones(subnet: Prefix) -> Iterator[str]:
-    """The reverse zones that cover a subnet, at the boundaries of octets or nibbles; at most ZONES of them."""
-    step = _STEP[subnet.version]
-    length = -(-subnet.length // step) * step
+    """The reverse zones that cover a subnet, at the boundaries of octets or nibbles."""
+    length = _zone_length(subnet)
     bits = 32 if subnet.version == 4 else 128
-    for number in range(min(1 << (length - subnet.length), ZONES)):
+    for number in range(1 << max(length - subnet.length, 0)):
         address = ipaddress.ip_address(subnet.address(number << (bits - length)))
         labels = address.reverse_pointer.split(".")
-        yield ".".join(labels[(bits - length) // step :])
+        yield ".".join(labels[(bits - length) // _STEP[subnet.version] :])
+
+
+def _zone_length(subnet: Prefix) -> int:
+    """The length of the prefix that is one reverse zone."""
+    step = _STEP[subnet.version]
+    length = -(-subnet.length // step) * step
+    return length if 1 << (length - subnet.length) <= ZONES else length - step
