@@ -40,7 +40,7 @@ class Namer:
         self._server: Server | None = None
         self._host: HostResolver | None = None
         self._told: tuple[Sequence[str], Sequence[str]] = ((), ())
-        self._stale = asyncio.Event()
+        self._stale, self._attached = asyncio.Event(), asyncio.Event()
         self._own: tuple[str, ...] = ()
 
     async def start(self, helper: HelperClient, own: Sequence[str]) -> None:
@@ -76,6 +76,7 @@ class Namer:
         domain = domain_of(text) if isinstance(text, str) else None
         self._change(replace(self._policy, domain=domain or DOMAIN))
         self.exchange.attach(ask)
+        self._attached.set()
 
     def detach(self) -> None:
         """The link is lost: questions wait for the next one as long as their clients do."""
@@ -144,8 +145,12 @@ class Namer:
 
     async def _probe(self) -> None:
         """Find out whether the cluster's resolver asks this host, as a cluster on this laptop does."""
-        if self._server and await self._server.probe():
-            self._say("the cluster's resolver asks this host for what it does not know: such questions end here")
+        while self._server:
+            await self._attached.wait()
+            self._attached.clear()
+            before = self._server.looping
+            if await self._server.probe() and not before:
+                self._say("the cluster's resolver asks this host for what it does not know: such questions end here")
 
     # -- what is said --------------------------------------------------------------------------------------------------
 

@@ -336,28 +336,30 @@ NAME = "kubernetes.default.svc.cluster.local"
     ],
 )
 def test_a_name_is_lost_at_the_session(answer: str | None, where: str) -> None:
-    found = only(advice.of_stub(NAME, OURS, answer))
+    found = only(advice.of_stub(NAME, OURS, answer, ""))
     assert found.id == "stub" and where in found.sentence and NAME in found.sentence
 
 
 def test_a_name_is_lost_on_its_way_to_the_session() -> None:
-    assert not list(advice.of_stub(NAME, OURS, "NOERROR"))
-    assert not list(advice.of_server(NAME, OURS, "NOERROR", "file"))
+    assert not list(advice.of_stub(NAME, OURS, "NOERROR", ""))
+    assert not list(advice.of_server(NAME, OURS, "NOERROR", "file", ""))
     for answer, mode in (("NXDOMAIN", "resolved"), (None, "resolved and file"), ("REFUSED", "file")):
-        found = only(advice.of_server(NAME, "127.0.0.53", answer, mode))
+        found = only(advice.of_server(NAME, "127.0.0.53", answer, mode, ""))
         assert found.id == "server" and "127.0.0.53" in found.sentence and (answer or "not answer") in found.sentence
         assert ("resolvectl" in (found.remedy or "")) == ("resolved" in mode)
-    assert not list(advice.of_programs(NAME, ["10.130.0.1"], "off", "x"))
-    assert "getent -s dns" in (only(advice.of_programs(NAME, [], "file", "x")).remedy or "")
-    off = only(advice.of_programs(NAME, [], "off", "it was asked for"))
-    assert off.sentence.endswith(": it was asked for") and "--dns auto" in (off.remedy or "")
+    assert not list(advice.of_programs(NAME, ["10.130.0.1"], "off", "x", ""))
+    assert "getent -s dns" in (only(advice.of_programs(NAME, [], "file", "x", "")).remedy or "")
+    off = only(advice.of_programs(NAME, [], "off", "it was asked for", " --name two"))
+    assert off.sentence.endswith(": it was asked for") and "--dns auto`; `tpvpn status --name two`" in (
+        off.remedy or ""
+    )
 
 
 def test_what_the_session_knows() -> None:
-    found = list(advice.of_session(["a fight.", "no rights"], [OURS], ""))
+    found = list(advice.of_session(["a fight.", "no rights"], [OURS], "", ""))
     assert [one.sentence for one in found] == ["a fight", "no rights"]
-    assert "port 53 is taken" in only(advice.of_session([], [], "port 53 is taken")).sentence
-    assert not list(advice.of_session([], [OURS], "it works"))
+    assert "port 53 is taken" in only(advice.of_session([], [], "port 53 is taken", "")).sentence
+    assert not list(advice.of_session([], [OURS], "it works", ""))
 
 
 def test_what_is_well_is_said_of_every_check() -> None:

@@ -314,6 +314,13 @@ def test_a_resolver_without_a_way_to_it_is_passed_over(manager: Manager) -> None
     assert took < 0.5
 
 
+def test_a_silent_resolver_is_asked_after_the_others_from_then_on(manager: Manager) -> None:
+    with nameserver(manager.lab, silent), asking(manager, f"nameserver {ILL}\nnameserver {CLUSTER}\n") as asker:
+        first, *later = [asker.timed(query(WEB)) for _ in range(5)]
+    assert first[0] == Rcode.NOERROR and 0.9 < first[1] < 1.5
+    assert all(code == Rcode.NOERROR and took < 0.5 for code, took in later)
+
+
 def altered(message: bytes) -> Iterator[bytes]:
     """Answers to other questions, and what is no answer."""
     good = dns.reply(message, Rcode.NXDOMAIN)

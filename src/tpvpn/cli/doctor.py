@@ -121,24 +121,26 @@ def _files(home: Path, suffixes: Sequence[str], mode: str, *, found: bool) -> "E
 
 def _session(name: str, dns: dict[str, Any]) -> "Examined":
     """What a session that runs says, and at which step a name is lost; the steps behind that are not taken."""
+    from tpvpn import rundir
     from tpvpn.dns import advice
     from tpvpn.dns.marker import FILE
 
     listening, mode, now = dns["listening"], dns["mode"], _read(FILE)
     before, below = _replaced(name)
-    examined: Examined = {"session": list(advice.of_session(dns["warnings"], listening, dns["because"]))}
+    option = "" if name == rundir.DEFAULT_NAME else f" --name {name}"
+    examined: Examined = {"session": list(advice.of_session(dns["warnings"], listening, dns["because"], option))}
     if not listening:
         return examined
     examined["resolv.conf"] = list(advice.of_resolv_conf(now, listening, mode, below=below))
     examined["search"] = list(advice.of_search(now, before))
-    for step, found in _steps(dns, advice.first_server(now)):
+    for step, found in _steps(dns, advice.first_server(now), option):
         examined[step] = found
         if found:
             break
     return examined
 
 
-def _steps(dns: dict[str, Any], server: str) -> "Iterator[tuple[Id, list[Check]]]":
+def _steps(dns: dict[str, Any], server: str, option: str) -> "Iterator[tuple[Id, list[Check]]]":
     """A name that every cluster has, asked of the session, of whom /etc/resolv.conf names first, and as programs do."""
     import socket
 
@@ -146,14 +148,17 @@ def _steps(dns: dict[str, Any], server: str) -> "Iterator[tuple[Id, list[Check]]
     from tpvpn.dns.ask import ask
 
     name, mode = f"kubernetes.default.svc.{dns['domain']}", dns["mode"]
-    yield "stub", [one for address in dns["listening"] for one in advice.of_stub(name, address, ask(name, address))]
+    yield (
+        "stub",
+        [one for address in dns["listening"] for one in advice.of_stub(name, address, ask(name, address), option)],
+    )
     if mode != "off":
-        yield "server", list(advice.of_server(name, server, ask(name, server), mode))
+        yield "server", list(advice.of_server(name, server, ask(name, server), mode, option))
     try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
     except OSError:
         found = []
-    yield "programs", list(advice.of_programs(name, found, mode, dns["because"]))
+    yield "programs", list(advice.of_programs(name, found, mode, dns["because"], option))
 
 
 def _replaced(name: str) -> tuple[str, bool]:

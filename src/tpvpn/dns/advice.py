@@ -311,21 +311,22 @@ def of_search(now: str, before: str) -> Iterator[Check]:
         )
 
 
-# -- where a name is lost ----------------------------------------------------------------------------------------------
+# -- where a name is lost; `option` names the session to a command, "" for the default one -----------------------------
 
 
-def of_session(warnings: Sequence[str], listening: Sequence[str], because: str) -> Iterator[Check]:
+def of_session(warnings: Sequence[str], listening: Sequence[str], because: str, option: str) -> Iterator[Check]:
     """What the session itself knows of."""
     if not listening:
         yield Check(
             "session", f"the session answers nowhere: {because}", "`ss -lntup sport = :53` shows who has port 53"
         )
-    yield from (Check("session", one.rstrip("."), "`tpvpn status` shows how names are led") for one in warnings)
+    shows = f"`tpvpn status{option}` shows how names are led"
+    yield from (Check("session", one.rstrip("."), shows) for one in warnings)
 
 
-def of_stub(name: str, address: str, answer: str | None) -> Iterator[Check]:
+def of_stub(name: str, address: str, answer: str | None, option: str) -> Iterator[Check]:
     """Step 1: the session itself, asked at its own address."""
-    why = f"`tpvpn why {name}` says who was asked"
+    why = f"`tpvpn why {name}{option}` says who was asked"
     if answer is None:
         yield Check(
             "stub",
@@ -342,16 +343,16 @@ def of_stub(name: str, address: str, answer: str | None) -> Iterator[Check]:
         yield Check(
             "stub",
             f"{name} is lost between the session and the cluster's resolver: {answer}",
-            f"{why}, `tpvpn status` whether the link is there, `kubectl get pods -n kube-system` whether DNS runs",
+            f"{why}, `tpvpn status{option}` whether the link is up, `kubectl get pods -n kube-system` whether DNS runs",
         )
 
 
-def of_server(name: str, server: str, answer: str | None, mode: str) -> Iterator[Check]:
+def of_server(name: str, server: str, answer: str | None, mode: str, option: str) -> Iterator[Check]:
     """Step 2: whom /etc/resolv.conf names first, which is the session or comes to ask it."""
     if answer != "NOERROR":
-        look = (
-            "`resolvectl status` shows whom it asks, and for which domains" if "resolved" in mode else "`tpvpn status`"
-        )
+        look = "`resolvectl status` shows whom it asks, and for which domains"
+        if "resolved" not in mode:
+            look = f"`tpvpn status{option}` shows how names are led"
         yield Check(
             "server",
             f"{name} is lost at {server}, which /etc/resolv.conf names first: {answer or 'it does not answer'}, though "
@@ -360,7 +361,7 @@ def of_server(name: str, server: str, answer: str | None, mode: str) -> Iterator
         )
 
 
-def of_programs(name: str, found: Sequence[str], mode: str, because: str) -> Iterator[Check]:
+def of_programs(name: str, found: Sequence[str], mode: str, because: str, option: str) -> Iterator[Check]:
     """Step 3: the addresses that programs of this host have by getaddrinfo(3); why the `mode` is what it is."""
     if found:
         return
@@ -368,7 +369,7 @@ def of_programs(name: str, found: Sequence[str], mode: str, because: str) -> Ite
         yield Check(
             "programs",
             f"the session answers for {name}, but programs are not led to it: {because}",
-            "connect with `--dns auto`; `tpvpn status` shows how names are led",
+            f"connect with `--dns auto`; `tpvpn status{option}` shows how names are led",
         )
     else:
         yield Check(

@@ -83,7 +83,7 @@ class Server:
         self._cache = Cache()
         self._flights: dict[Hashable, list[_Asker]] = {}
         self._askers = 0
-        self._probing = ""
+        self._probing, self._came_back = "", False
         for one in sockets:
             one.setblocking(False)
         self._datagrams = [one for one in sockets if one.type == socket.SOCK_DGRAM]
@@ -107,9 +107,10 @@ class Server:
         """Whether questions that the cluster does not know come back to us; to be asked after each `attach`."""
         name = f"{secrets.token_hex(8)}.{LOOP}"
         answer: asyncio.Future[bytes | None] = self._loop.create_future()
-        self.looping, self._probing = False, name
+        self._probing, self._came_back = name, False
         self._exchange.ask(dns.query(dns.labels(name), dns.A, 0), partial(_settle, answer))
         await answer
+        self.looping = self._came_back
         return self.looping
 
     def close(self) -> None:
@@ -153,7 +154,8 @@ class Server:
     def _look_up(self, asker: _Asker, tcp: bool) -> None:
         query, name = asker.query, asker.query.question.name
         if name.endswith(f".{LOOP}"):
-            self.looping |= name == self._probing
+            if name == self._probing:
+                self.looping = self._came_back = True
             self.counters.looped += 1
             asker.respond(query.denied(Rcode.NXDOMAIN))
             return

@@ -24,6 +24,8 @@ from tpvpn.wire import dns, frame
 
 AGAIN, PATIENCE = 1.0, 2.5
 """Seconds until a question is sent again, and until it has failed."""
+SILENT = 30.0
+"""Seconds for which a nameserver that let a question wait is asked after the others."""
 MAX_WAITING, MAX_CONNECTIONS = 1000, 16
 """Of a session; a question that finds all connections taken waits for one."""
 MAX_QUESTION = 4096
@@ -113,6 +115,8 @@ class Resolver:
         self._nameservers = Nameservers()
         self._waiting: set[_Asked] = set()
         self._channels: dict[Nameserver, _Channel] = {}
+        self._silent: dict[Nameserver, float] = {}
+        """Until when those that did not answer come last."""
         self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -133,7 +137,8 @@ class Resolver:
             self._deliver(identity, dns.reply(message, dns.Rcode.FORMERR))
         else:
             now = self._loop.time()
-            asked = _Asked(identity, message, end, list(self._nameservers.at(now)), now + PATIENCE)
+            servers = sorted(self._nameservers.at(now), key=lambda one: self._silent.get(one, now) > now)
+            asked = _Asked(identity, message, end, servers, now + PATIENCE)
             self._waiting.add(asked)
             self._send(asked)
             if not self._timer:
@@ -259,6 +264,7 @@ class Resolver:
             if asked.deadline <= now:
                 self._fail(asked)
             else:
+                self._silent[asked.servers[asked.turn % len(asked.servers)]] = now + SILENT
                 asked.turn += 1
                 self._send(asked)
         self._timer = self._loop.call_later(_TICK, self._on_tick) if self._waiting else None
