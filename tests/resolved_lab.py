@@ -14,13 +14,12 @@ import os
 import pwd
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from peers import eventually
-from tpvpn.lab import Lab
 
 PACKAGES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpvpn-tools" / "resolved"
 PROGRAM = next(PACKAGES.glob("**/systemd/systemd-resolved"), PACKAGES / "lib/systemd/systemd-resolved")
@@ -72,13 +71,22 @@ for over in /usr/bin "$2"; do mount -t overlay -o "lowerdir=$1$over:$over" tpvpn
 """
 
 
+class Place(Protocol):
+    """A lab, or another place with a laptop whose mounts and `run_directory`/etc are its own."""
+
+    run_directory: Path
+
+    def run(self, where: Literal["laptop"], argv: Sequence[str], *, check: bool = True) -> Any: ...
+    def popen(self, where: Literal["laptop"], argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]: ...
+
+
 class Resolved:
     """systemd-resolved and its bus on the laptop of a lab; a context manager, after which both are gone.
 
     /etc/resolv.conf and nsswitch.conf are then as they were.
     """
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Place) -> None:
         self.lab = lab
         self.etc = lab.run_directory / "etc"
         self._log = lab.run_directory / "resolved.log"

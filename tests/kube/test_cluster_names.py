@@ -1,16 +1,20 @@
-"""The cluster's own names, from a laptop with a plain resolv.conf: what its CoreDNS says, every program gets."""
+"""The cluster's own names, from laptops with a plain resolv.conf and with systemd-resolved: all that CoreDNS says."""
 
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kubernetes_lab import Kubernetes
+from kubernetes_lab import Kubernetes, inside
 
 from name_clients import CLIENTS, clients  # noqa: F401  (a fixture)
 from peers import eventually
+from resolved_lab import Resolved
 
 NAMESPACE = "names"
+NOBODY = "10.131.0.250"
 PODS = 1000
 OBJECTS = f"""
 apiVersion: v1
@@ -69,7 +73,7 @@ def services(cluster: Kubernetes) -> Iterator[str]:
 def laptop(cluster: Kubernetes, services: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A laptop that is connected, whose own resolver is nobody."""
     with (
-        cluster.own_files(tmp_path_factory.mktemp("laptop"), "10.131.0.250") as where,
+        cluster.own_files(tmp_path_factory.mktemp("laptop"), NOBODY) as where,
         cluster.connected("--namespace", NAMESPACE, "--name", "names", where=where),
     ):
         yield where
@@ -89,10 +93,14 @@ def test_every_client_has_every_form(
     clients: dict[str, tuple[str, ...]],  # noqa: F811
     client: str,
 ) -> None:
+    has_every_form(cluster, laptop, services, clients[client])
+
+
+def has_every_form(cluster: Kubernetes, where: str, services: str, client: Sequence[str]) -> None:
     for name in ("web", f"web.{NAMESPACE}", f"web.{NAMESPACE}.svc", f"web.{NAMESPACE}.svc.cluster.local", "alias"):
-        found = cluster.run(*clients[client], name, where=laptop)
+        found = cluster.run(*client, name, where=where)
         assert found.stdout.split() == [services], (name, found)
-    missing = cluster.run(*clients[client], f"none.{NAMESPACE}", where=laptop)
+    missing = cluster.run(*client, f"none.{NAMESPACE}", where=where)
     assert missing.returncode != 0 and not missing.stdout
 
 
@@ -172,13 +180,13 @@ def test_why(cluster: Kubernetes, laptop: str, services: str) -> None:
     assert services in told.stdout and f"web.{NAMESPACE}.svc.cluster.local" in told.stdout
 
 
-def status_of(cluster: Kubernetes, where: str) -> dict[str, dict[str, list[str]]]:
-    told = cluster.tpvpn("status", "--name", "names", "--output", "json", where=where)
+def status_of(cluster: Kubernetes, where: str, name: str = "names") -> dict[str, dict[str, Any]]:
+    told = cluster.tpvpn("status", "--name", name, "--output", "json", where=where)
     return json.loads(told.stdout)["sessions"][0]
 
 
 def test_the_file_is_as_before_when_the_session_has_ended(cluster: Kubernetes, services: str, tmp_path: Path) -> None:
-    with cluster.own_files(tmp_path, "10.131.0.250") as where:
+    with cluster.own_files(tmp_path, NOBODY) as where:
         file = tmp_path / "etc" / "resolv.conf"
         before = file.read_text()
         with cluster.connected("--namespace", NAMESPACE, "--name", "names2", "--on-conflict", "skip", where=where):
@@ -186,3 +194,49 @@ def test_the_file_is_as_before_when_the_session_has_ended(cluster: Kubernetes, s
             assert cluster.run("getent", "hosts", "web", where=where).stdout.split()[0] == services
         assert file.read_text() == before
         assert not list(file.parent.glob("resolv.conf?*"))
+
+
+class Laptop:
+    """The laptop with files of its own, as `Resolved` has a lab's."""
+
+    def __init__(self, cluster: Kubernetes, where: str, directory: Path) -> None:
+        self.cluster, self.where, self.run_directory = cluster, where, directory
+
+    def run(self, _: str, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = self.cluster.run(*argv, where=self.where)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def popen(self, _: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        return subprocess.Popen([*inside(self.where), *argv], **options)
+
+
+def test_by_systemd_resolved(
+    cluster: Kubernetes,
+    services: str,
+    clients: dict[str, tuple[str, ...]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    with cluster.own_files(tmp_path, NOBODY) as where, Resolved(Laptop(cluster, where, tmp_path)) as resolved:
+        resolved.uplink("eth0", NOBODY)
+        file = tmp_path / "etc" / "resolv.conf"
+        words = ("--namespace", NAMESPACE, "--name", "resolved", "--on-conflict", "skip")
+        with cluster.connected(*words, where=where):
+            assert status_of(cluster, where, "resolved")["dns"]["mode"] == "resolved"
+            assert file.is_symlink()
+            for client in CLIENTS:
+                has_every_form(cluster, where, services, clients[client])
+            assert "DNSSEC=no" in resolved.resolvectl("status", "tpvpn-resolved")
+        assert "cluster.local" not in resolved.resolvectl("status")
+
+
+def test_a_thousand_questions_a_second_through_the_tunnel(cluster: Kubernetes, laptop: str, tmp_path: Path) -> None:
+    names = [f"10-132-{100 + number // 250}-{number % 250 + 1}.{NAMESPACE}.pod.cluster.local" for number in range(PODS)]
+    questions = tmp_path / "questions"
+    questions.write_text("".join(f"{name} A\n" for name in names))
+    own = status_of(cluster, laptop)["dns"]["listening"][0]
+    words = ("-s", own, "-d", str(questions), "-Q", str(PODS), "-l", "3")
+    said = cluster.run("dnsperf", *words, where=laptop).stdout
+    figures = dict(line.strip().split(":", 1) for line in said.splitlines() if line.startswith("  ") and ":" in line)
+    assert figures["Queries lost"].split()[0] == "0", said
+    assert figures["Response codes"].split() == ["NOERROR", figures["Queries completed"].split()[0], "(100.00%)"], said

@@ -89,6 +89,27 @@ def test_what_the_admin_allows_reaches_a_connected_laptop(installed: Kubernetes)
         assert session.poll() is None
 
 
+def test_names_that_the_admin_sets_reach_a_connected_laptop(installed: Kubernetes) -> None:
+    def told(name: str) -> tuple[str, list[str]]:
+        said = json.loads(installed.tpvpn("why", name, "--output", "json").stdout)["name"]
+        return said["where"], said["addresses"]
+
+    (service,) = [one for one in installed.objects("services", "default") if one["metadata"]["name"] == "kubernetes"]
+    kubernetes = service["spec"]["clusterIP"]
+    with installed.connected():
+        assert told("api.example.com") == ("elsewhere", [])
+        assert told("kubernetes.default") == ("cluster", [kubernetes])
+        alias = '[{"name": "api.example.com", "aliasFor": "kubernetes.default.svc"}]'
+        installed.helm(
+            *("upgrade", "--set-json", f"client.dns.mappings={alias}"),
+            *("--set", "client.dns.includeSuffixes={k8s.example}", "--set", "client.dns.excludeSuffixes={default}"),
+        )
+        eventually(lambda: told("api.example.com") == ("cluster", [kubernetes]), 30)
+        assert told("x.k8s.example")[0] == "cluster" and told("kubernetes.default") == ("elsewhere", [])
+        installed.helm("upgrade", "--set", "client.dns=null")
+        eventually(lambda: told("api.example.com") == ("elsewhere", []), 30)
+
+
 def test_subnets_that_the_admin_names_are_taken_as_they_are(installed: Kubernetes) -> None:
     installed.helm("upgrade", "--set", "podCIDRs={10.132.0.0/16}")
     try:
