@@ -58,6 +58,7 @@ def left_by_a_dead_session(laptop: Laptop) -> list[str]:
         "session dead",
         f"IPv4 rule {preference} lookup {TABLES[1]}",
         f"route throw 10.132.9.9/32 table {TABLES[1]}",
+        "/etc/resolv.conf of session dead",
     ]
 
 
