@@ -29,7 +29,7 @@ class TcpServer:
     def __init__(self, listeners: list[socket.socket], take: Take) -> None:
         self._take = take
         self._loop = asyncio.get_running_loop()
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}  # in their order: uvloop's clock counts milliseconds
         self._listeners = listeners
         for one in listeners:
             self._listen(one)
@@ -63,7 +63,10 @@ class TcpServer:
                 accepted.close()
                 return
             min(idle, key=lambda one: one.last).close()
-        self._connections.add(_Connection(accepted, self._take, self._connections.discard))
+        self._connections[_Connection(accepted, self._take, self._over)] = None
+
+    def _over(self, connection: "_Connection") -> None:
+        self._connections.pop(connection, None)
 
 
 class _Connection:
