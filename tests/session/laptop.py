@@ -51,7 +51,7 @@ echo routes; ip route show table all; ip -6 route show table all
 echo links; ip link; ip address
 echo nft; nft list ruleset
 echo files; find "$1" 2>/dev/null | sort
-echo names; ls /etc/resolv.conf*; cat /etc/resolv.conf
+echo names; find /etc -maxdepth 1 -name 'resolv.conf*' | sort; cat /etc/resolv.conf
 """
 """Everything on the laptop that a session could change, as its usual tools show it."""
 

@@ -83,9 +83,18 @@ def _quit(arguments: argparse.Namespace) -> int:
     (session,) = running
     ask(session.directory, "quit")
     deadline = time.monotonic() + QUIT_TIMEOUT
-    while session.directory.exists():
+    while session.directory.exists() or _is_there(session.device):  # the device goes last
         if time.monotonic() > deadline:
             raise TpvpnError(f"session {session.name} (process {session.pid}) does not end: end it with `kill`")
         time.sleep(0.02)
     print(f"session {session.name} has ended", file=sys.stderr)
     return 0
+
+
+def _is_there(device: str) -> bool:
+    import socket
+
+    try:
+        return bool(socket.if_nametoindex(device))
+    except OSError:
+        return False
