@@ -15,7 +15,7 @@ from tpvpn.errors import TpvpnError, UsageError
 from tpvpn.helper.protocol import decode_operation, encode_operation
 from tpvpn.route.fib import Route, Rule
 from tpvpn.route.operations import Operation
-from tpvpn.rundir import Session, decode, encode
+from tpvpn.rundir import Session, decode, encode, name_option
 
 _FILE = {"file": "/etc/resolv.conf"}
 
@@ -26,7 +26,7 @@ class JournalBusyError(UsageError):
     def __init__(self, path: Path, session: Session | None) -> None:
         self.session = session
         who = f"{session.name!r} (process {session.pid})" if session else f"that holds {path}"
-        name = f" --name {session.name}" if session and session.name != "default" else ""
+        name = name_option(session.name) if session else ""
         super().__init__(f"the session {who} runs already: end it with `tpvpn quit{name}`, or choose another --name")
 
 

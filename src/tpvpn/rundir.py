@@ -104,6 +104,11 @@ def device_name(name: str) -> str:
     return "tpvpn0" if name == DEFAULT_NAME else f"tpvpn-{name}"[:_DEVICE_LENGTH]
 
 
+def name_option(name: str) -> str:
+    """How a command that is shown to a user names a session, with a space before; nothing for the default one."""
+    return "" if name == DEFAULT_NAME else f" --name {name}"
+
+
 def names() -> list[str]:
     """The sessions that have a directory which a helper of this process's user keeps, living or dead."""
     return _names(base())

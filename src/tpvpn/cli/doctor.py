@@ -127,7 +127,7 @@ def _session(name: str, dns: dict[str, Any]) -> "Examined":
 
     listening, mode, now = dns["listening"], dns["mode"], _read(FILE)
     before, below = _replaced(name)
-    option = "" if name == rundir.DEFAULT_NAME else f" --name {name}"
+    option = rundir.name_option(name)
     examined: Examined = {"session": list(advice.of_session(dns["warnings"], listening, dns["because"], option))}
     if not listening:
         return examined
