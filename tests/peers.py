@@ -27,7 +27,7 @@ from scapy.packet import Packet
 from pod import inside, run
 from tpvpn.lab import Lab
 from tpvpn.proto import message
-from tpvpn.proto.session import ClientHandshake, Offer, Terms
+from tpvpn.proto.session import ClientHandshake, Held, Offer, Terms
 from tpvpn.transport.stream import NO_CERTIFICATE
 from tpvpn.wire import frame
 
@@ -128,15 +128,18 @@ def ended(connected: socket.socket, seconds: float) -> float:
 class Client(Wire):
     """A client that is taken in: bare packets unless it offers offloads."""
 
+    held: Held
     terms: Terms
 
-    def shake_hands(self, token: bytes, offer: Offer, certificate: bytes = NO_CERTIFICATE) -> None:
+    def shake_hands(
+        self, token: bytes, offer: Offer, certificate: bytes = NO_CERTIFICATE, secret: bytes | None = None
+    ) -> None:
         self.upgrade()
-        handshake = ClientHandshake(token, certificate, secrets.token_bytes(32), offer)
-        while handshake.terms is None:
+        handshake = ClientHandshake(token, certificate, secrets.token_bytes(32), offer, secret)
+        while handshake.held is None:
             if answer := handshake.receive(self.receive()[1]):
                 self.send(frame.CONTROL, answer)
-        self.terms = handshake.terms
+        self.held, self.terms = handshake.held, handshake.held.terms
 
     def upgrade(self) -> None:
         self.socket.sendall(UPGRADE)
@@ -258,6 +261,8 @@ def running_manager(
         (directory / "tokens").write_bytes(b"ann: " + token + b"\n")
         options = (*options, "--token-file", str(directory / "tokens"))
     logged = directory / f"manager-{secrets.token_hex(4)}.log"
+    if "--linger" not in options:
+        options = (*options, "--linger", "0")
     command = lab.pod_command(zipapp_command("--listen", f"{host}:0", "--exit", "kernel", *options))
     with logged.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
+from tpvpn.bundle import Bundle
 from tpvpn.errors import LinkLostError, ProtocolError, TpvpnError
 from tpvpn.link import Link
 from tpvpn.pump import OwnAddress, Pump
@@ -66,8 +67,10 @@ async def an_end(connected: socket.socket, own: OwnAddress = OWN, offload: bool 
     errors: list[TpvpnError] = []
     link = Link(Stream(connected), errors.append)
     tun = Tun(fd.fileno(), prompt_fd.fileno(), "test", Offload.ALL)
-    pump = Pump(tun, link, own, lambda kind, payload: frames.append((kind, payload)), offload=offload)
+    bundle = Bundle(offload=offload)
+    pump = Pump(tun, bundle, own, lambda kind, payload: frames.append((kind, payload)), offload=offload)
     pump.start()
+    bundle.join(0, link)
     try:
         yield End(pump, link, queue, prompt, frames, errors)
     finally:

@@ -59,7 +59,9 @@ async def played() -> AsyncIterator[Played]:
     ends: list[TpvpnError] = []
     answers: list[tuple[int, bytes]] = []
     tun = Tun(queues[0][0].fileno(), queues[1][0].fileno(), "test", Offload(0))
-    tunnel = Tunnel(Stream(near), b"", tun, TERMS, ends.append, lambda *answer: answers.append(answer))
+    tunnel = Tunnel(tun, TERMS, lambda *answer: answers.append(answer))
+    link = tunnel.join(0, Stream(near), b"")
+    link.lost.add_done_callback(lambda lost: ends.append(lost.result()))
     try:
         yield Played(tunnel, far, ends, answers)
     finally:
@@ -235,8 +237,8 @@ async def connected(manager: Manager, laptop: str) -> AsyncIterator[Tunnel]:
     endpoint = parse_endpoint(f"tcp://{manager.authority}")
     stream, early = await Direct(endpoint).dial([manager.address[0]])
     offer = Offer("laptop", offloads=vnet.names(Offload.ALL))
-    terms, early = await shake_hands(stream, early, manager.token, offer)
-    ends: list[TpvpnError] = []
+    held, early = await shake_hands(stream, early, manager.token, offer)
+    terms = held.terms
     with contextlib.closing(open_tun("tun7", offload=True)) as tun:
         tun.set_offloads(tun.offloads & vnet.from_names(terms.offloads))
         for words in (
@@ -247,9 +249,10 @@ async def connected(manager: Manager, laptop: str) -> AsyncIterator[Tunnel]:
             f"route add fd74:7077::/32 dev tun7 src {terms.ipv6}",
         ):
             run("ip", "-n", laptop, *words.split())
-        with contextlib.closing(Tunnel(stream, early, tun, terms, ends.append)) as tunnel:
+        with contextlib.closing(Tunnel(tun, terms)) as tunnel:
+            link = tunnel.join(0, stream, early)
             yield tunnel
-        assert ends == []
+            assert link.is_well
 
 
 def virtual(address: str) -> str:

@@ -67,7 +67,6 @@ class ClusterTransport:
     """
 
     purpose = "the API server"
-    patience = 60.0
 
     def __init__(
         self,
@@ -81,6 +80,7 @@ class ClusterTransport:
         self._ways = _WAYS[options.way]
         self._own: Installer | None = None
         self._used: ThroughApiServer | None = None
+        self._pod: str | None = None
 
     @property
     def name(self) -> str:
@@ -95,6 +95,10 @@ class ClusterTransport:
     async def resolve(self) -> list[str]:
         """The addresses of the API server; ManagerError when there are none."""
         return await resolve(*next_hop(self._cluster), self.purpose)
+
+    def stay(self, pod: str) -> None:
+        """That pod is to be dialled before others."""
+        self._pod = pod
 
     def warning(self, addresses: list[str]) -> str | None:
         """Nothing: it is the way of kubectl."""
@@ -145,7 +149,10 @@ class ClusterTransport:
         return Installer(self._cluster, wanted, self._say)
 
     def _to(self, admins: Installed) -> Iterator[tuple[type[ThroughApiServer], Target]]:
-        """The service's proxy chooses a pod that is ready; for a port-forward each is tried, from any of them on."""
+        """The pod that has the session; else the service's proxy chooses one that is ready, or each is tried."""
+        if self._pod in admins.pods and not self._asked:
+            for way in self._ways:
+                yield way, Target(admins.namespace, "pods", self._pod, admins.port)
         first = secrets.randbelow(len(admins.pods))
         for way in self._ways:
             if self._asked:

@@ -8,28 +8,28 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from tpvpn.dns.policy import Naming
-from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
+from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.host_resolver import Mode
+from tpvpn.keeper import Keeper, Patience
 from tpvpn.namer import Namer
-from tpvpn.proto.session import Offer, Terms
+from tpvpn.proto.session import Held, Offer, Terms
 from tpvpn.route.changes import Changes
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request
 from tpvpn.router import Router
 from tpvpn.transport.stream import Dialler, Stream
 from tpvpn.tun import Tun
-from tpvpn.tunnel import Tunnel, shake_hands
+from tpvpn.tunnel import GOODBYE, ClientLink, Tunnel, shake_hands
 from tpvpn.wire import vnet
 
-RETRY = 1.0
-"""Seconds between two attempts to connect again."""
 QUEUE_LENGTH = 1000
 """Packets that wait in each of the TUN's queues."""
 
@@ -43,6 +43,8 @@ class Settings:
     transport: "Transport"
     wishes: "Wishes"
     dns: Mode = "auto"
+    links: int = 1
+    patience: Patience = field(default_factory=Patience)
 
 
 class Wishes(Protocol):
@@ -73,9 +75,8 @@ class Transport(Dialler, Protocol):
         """What the addresses that it dials are, which must stay out of the tunnel."""
         ...
 
-    @property
-    def patience(self) -> float:
-        """Seconds for which a link that was lost is tried to be had again."""
+    def stay(self, pod: str) -> None:
+        """That pod of the manager has the session: it is to be dialled before others."""
         ...
 
     def warning(self, addresses: list[str]) -> str | None:
@@ -92,8 +93,13 @@ class Engine:
         self._settings, self._start_helper, self._say = settings, helper, say
         self._since = datetime.now().astimezone()
         self._state = "connecting"
-        self._lost: asyncio.Future[TpvpnError] = asyncio.get_running_loop().create_future()
-        self._carried = dict[str, int]()
+        self._linking = asyncio.Lock()
+        self._keepers: list[Keeper] = []
+        self._is_new = False
+        """The manager had forgotten the session before: what was open through that is not reset yet."""
+        self._mapped: list[tuple[str, str]] = []
+        """The virtual subnets that the manager was told of."""
+        self._held: Held | None = None
         self._tun: Tun | None = None
         self._router = Router(settings.wishes.request, say)
         self._namer = Namer(settings.dns, settings.wishes.naming, say)
@@ -108,15 +114,17 @@ class Engine:
             stack.callback(self._close)
             await stack.enter_async_context(self._helped())
             await self._router.look_closer(self._helper, self._claimed)
-            self._terms, stream, early = await self._reach_manager(addresses)
+            if warning := transport.warning(addresses):
+                self._say(f"warning: {warning}")
+            self._held, stream, early = await self._reach_manager(addresses, 0)
             stack.callback(stream.close)
-            await self._open_device(stack, stream, early)
+            link = await self._open_device(stack, stream, early)
             self._router.on_plan = self._namer.follow_plan
-            await self._router.attach(self._terms, self._set_virtual)
+            await self._router.attach(self._held.terms, self._set_virtual)
             await self._namer.start(self._helper, self._addresses)
             self._state = "ready"
             ready.set()
-            await self._follow(changes)
+            await self._follow(changes, link)
 
     @contextlib.asynccontextmanager
     async def _helped(self) -> AsyncGenerator[None]:
@@ -134,31 +142,32 @@ class Engine:
         if self._tun:
             self._tun.close()
 
-    async def _reach_manager(self, addresses: list[str], had: Terms | None = None) -> tuple[Terms, Stream, bytes]:
-        """A session with a manager, in the place of the one that we had. Errors: ManagerError, ClusterError."""
+    async def _reach_manager(self, addresses: list[str], number: int) -> tuple[Held, Stream, bytes]:
+        """A link to a manager: of the session that we have, or of a new one. Errors: ManagerError, ClusterError."""
         settings = self._settings
-        if warning := settings.transport.warning(addresses):
-            self._say(f"warning: {warning}")
         stream, early = await settings.transport.dial(addresses)
         try:
-            offer = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL))
-            if had:
-                offer = replace(offer, ipv4=had.ipv4, ipv6=had.ipv6, session=had.session)
-            terms, early = await shake_hands(stream, early, settings.transport.token, offer)
-            settings.wishes.learn(terms.facts)
+            offer, secret = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL)), None
+            if had := self._held:
+                offer, secret = had.wanted(offer, number), had.secret
+            held, early = await shake_hands(stream, early, settings.transport.token, offer, secret)
+            settings.wishes.learn(held.terms.facts)
         except BaseException:
             stream.close()
             raise
+        settings.transport.stay(held.terms.pod)
         self._router.change(settings.wishes.request)
         self._namer.want(settings.wishes.naming)
-        self._say(f"manager {terms.pod} took us in by {settings.transport.name}")
+        if not had or had.terms.session != held.terms.session:
+            self._say(f"manager {held.terms.pod} took us in by {settings.transport.name}")
+        return held, stream, early
+
+    async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> ClientLink:
+        """Open the TUN with the addresses that the manager gave, and let packets flow."""
+        assert self._held
+        terms = self._held.terms
         if silent := terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
-        return terms, stream, early
-
-    async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> None:
-        """Open the TUN with the addresses that the manager gave, and let packets flow."""
-        terms = self._terms
         self._tun, self._addresses = tun, _ = await self._helper.open_tun(
             mtu=terms.mtu,
             addresses=_addresses(terms),
@@ -166,28 +175,40 @@ class Engine:
             txqueuelen=QUEUE_LENGTH,
         )
         await self._helper.guard()
-        self._begin_tunnel(tun, stream, early)
-        stack.callback(lambda: self._tunnel.close())
+        tun.set_offloads(tun.offloads & vnet.from_names(terms.offloads))
+        self._tunnel = Tunnel(tun, terms, self._namer.exchange.receive, self._on_linked)
+        stack.callback(self._tunnel.close)
+        link = self._tunnel.join(0, stream, early)
         self._say(f"device {tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
+        return link
 
-    def _begin_tunnel(self, tun: Tun, stream: Stream, early: bytes) -> None:
-        tun.set_offloads(tun.offloads & vnet.from_names(self._terms.offloads))
-        self._tunnel = Tunnel(stream, early, tun, self._terms, self._lose, self._namer.exchange.receive)
-        self._namer.attach(self._tunnel.ask, self._terms.facts)
+    def _on_linked(self) -> None:
+        """There is a link, or there is none any more: names can be asked for, or wait."""
+        if self._tunnel.is_linked:
+            assert self._held
+            self._namer.attach(self._tunnel.ask, self._held.terms.facts)
+        else:
+            self._namer.detach()
 
     async def _set_virtual(self, pairs: Sequence[tuple[str, str]]) -> None:
-        if self._state != "reconnecting":  # the next link is told of them
+        if self._tunnel.is_linked:  # else the next link tells of them
             await self._tunnel.set_virtual(pairs)
+            self._mapped = list(pairs)
 
     # -- while it lasts ------------------------------------------------------------------------------------------------
 
-    async def _follow(self, changes: Changes) -> None:
-        """Plan anew whenever the kernel's routing or the wishes change, until the link or the helper is gone."""
+    async def _follow(self, changes: Changes, link: ClientLink) -> None:
+        """Plan anew whenever the kernel's routing or the wishes change, until the session or the helper is gone."""
+        settings = self._settings
+        for number in range(settings.links):
+            dial, first = partial(self._connect_again, number), link if number == 0 else None
+            self._keepers.append(Keeper(self._tunnel, dial, settings.patience, self._say, first))
         tasks = [
             asyncio.create_task(self._router.follow(changes)),
             asyncio.create_task(self._follow_wishes(changes)),
-            asyncio.create_task(self._keep_link(changes)),
+            asyncio.create_task(self._follow_network()),
             asyncio.create_task(self._namer.follow(changes.tell)),
+            *(asyncio.create_task(keeper.run()) for keeper in self._keepers),
         ]
         try:
             await asyncio.wait((*tasks, self._helper.closed), return_when=asyncio.FIRST_COMPLETED)
@@ -207,71 +228,71 @@ class Engine:
             self._namer.want(self._settings.wishes.naming)
             changes.tell()
 
-    async def _keep_link(self, changes: Changes) -> None:
-        """Connect again when the link is lost; its error when that is not to be, or not within the patience."""
-        while True:
-            lost = await self._lost
-            patience = self._settings.transport.patience
-            if not patience or isinstance(lost, SessionEndedError) or not isinstance(lost, LinkLostError):
-                raise lost
-            self._state = "reconnecting"
-            self._namer.detach()
-            self._tunnel.close()
-            self._lost = asyncio.get_running_loop().create_future()  # not before: the goodbye may fail too
-            self._say(f"{lost}; connecting again")
-            await self._connect_again(lost, asyncio.get_running_loop().time() + patience)
-            self._state = "ready"
-            changes.tell()
+    async def _follow_network(self) -> None:
+        """Find out soon what another route, address or device of the laptop means for the links."""
+        with Changes() as changes:
+            async for _ in changes:
+                self._tunnel.urge()
+                for keeper in self._keepers:
+                    keeper.hurry()
 
-    async def _connect_again(self, lost: LinkLostError, deadline: float) -> None:
-        """Try until there is a link; LinkLostError when there was none before the deadline."""
-        while not self._helper.closed.done():
+    async def _connect_again(self, number: int) -> ClientLink:
+        """Another link of that number. Errors: as of `_reach_manager`; SessionEndedError when none will ever do."""
+        transport = self._settings.transport
+        async with self._linking:
+            addresses = await transport.resolve()
+            await self._router.keep_out(_dialled(transport, addresses))
+            held, stream, early = await self._reach_manager(addresses, number)
             try:
-                await self._try_again()
-                return
-            except (TpvpnError, OSError) as error:
-                if isinstance(error, SessionEndedError) or asyncio.get_running_loop().time() > deadline:
-                    raise LinkLostError(f"{lost}, and no other is to be had: {error}") from error
-                await asyncio.sleep(RETRY)
+                self._check(held.terms)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    await stream.send_all(GOODBYE)
+                stream.close()
+                raise
+            self._held = held
+            link = self._tunnel.join(number, stream, early)
+            try:
+                await self._begin()
+            except BaseException:
+                link.close()
+                raise
+            return link
 
-    async def _try_again(self) -> None:
-        transport, had = self._settings.transport, self._terms
-        addresses = await transport.resolve()
-        await self._router.keep_out(_dialled(transport, addresses))
-        terms, stream, early = await self._reach_manager(addresses, had)
-        if _addresses(terms) != _addresses(had) or bool(terms.offloads) != bool(had.offloads):
-            stream.close()
-            raise ManagerError("the manager has other addresses or offloads for this laptop: connect again")
-        self._terms = terms
-        self._carried = self._traffic()
-        assert self._tun
-        self._begin_tunnel(self._tun, stream, early)
-        try:
-            if self._router.virtual:
-                await self._tunnel.set_virtual(self._router.virtual)
-        except BaseException:
-            self._tunnel.close()
-            raise
+    def _check(self, terms: Terms) -> None:
+        """Whether a link can be ours. ManagerError when not now, SessionEndedError when not any more."""
+        assert self._held
+        had = self._held.terms
+        if terms.session == had.session:
+            return
+        if self._tunnel.is_linked:
+            raise ManagerError(f"pod {terms.pod} does not know the session, which other links have still")
+        if (_addresses(terms), terms.mtu, bool(terms.offloads)) != (_addresses(had), had.mtu, bool(had.offloads)):
+            raise SessionEndedError("the manager has other addresses for this laptop by now: connect again")
+        self._is_new, self._mapped = True, []
+
+    async def _begin(self) -> None:
+        """Bring the session at the manager, which may be a new one, and what is open through it to one state."""
+        if self._is_new:
+            count = await self._helper.reset_all()
+            connections = f"{count} connection{'' if count == 1 else 's'}"
+            self._say(f"the manager had forgotten the session: a new one has begun, and {connections} were reset")
+            self._is_new = False
+        if self._router.virtual != self._mapped:
+            await self._set_virtual(self._router.virtual)
 
     @property
     def directory(self) -> Path:
         """Where the session keeps its state, once it is ready."""
         return self._claimed.directory
 
-    def _lose(self, error: TpvpnError) -> None:
-        if not self._lost.done():
-            self._lost.set_result(error)
-
-    def _traffic(self) -> dict[str, int]:
-        """What all links of the session carried."""
-        return {name: count + self._carried.get(name, 0) for name, count in asdict(self._tunnel.counters).items()}
-
     def status(self) -> dict[str, Any]:
         """The session as `tpvpn status --output json` shows it."""
-        terms = self._terms
+        assert self._held
+        terms = self._held.terms
         return {
             "name": self._settings.name,
-            "state": self._state,
+            "state": self._state if self._state != "ready" or self._tunnel.is_linked else "reconnecting",
             "since": self._since.isoformat(timespec="seconds"),
             "pid": os.getpid(),
             "manager": {
@@ -286,7 +307,9 @@ class Engine:
             "device": self._claimed.device,
             "table": self._claimed.table,
             "addresses": list(self._addresses),
-            "traffic": self._traffic(),
+            "links": self._tunnel.links,
+            "reconnects": sum(keeper.reconnects for keeper in self._keepers),
+            "traffic": asdict(self._tunnel.counters),
             **self._router.status(),
             "dns": self._namer.status(),
         }

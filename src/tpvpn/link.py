@@ -38,6 +38,8 @@ class Link:
         self.on_lost = on_lost
         self.on_drained: Callable[[], None] = _nothing
         self.congested = False
+        self.received = self.batches = 0
+        """Bytes that came, and batches that were sent: who wants to know whether the other end lives compares them."""
         self._loop = asyncio.get_running_loop()
         self._buffer = mmap.mmap(-1, _BUFFER_SIZE)  # memory that is not used yet costs none
         self._view = memoryview(self._buffer)
@@ -60,6 +62,7 @@ class Link:
 
     def send_batch(self, batch: memoryview) -> None:
         """Send whole frames at once. The memory stays the caller's again when `congested` is false."""
+        self.batches += 1
         if self.congested:  # by a control frame, of which the pump was not told: it waits behind that
             self._queued += batch
             return
@@ -80,6 +83,15 @@ class Link:
         """For `receive`: it leaves whole frames for the next turn of the loop, in which others have theirs."""
         self._behind = True
         self._loop.call_soon(self._on_early)
+
+    def keep(self) -> None:
+        """Have what waits in memory of its own: the caller's is wanted elsewhere."""
+        if self._unsent:
+            self._unsent = memoryview(bytes(self._unsent))
+
+    def fail(self, error: TpvpnError) -> None:
+        """The link is lost, for a reason that the stream does not know."""
+        self._lose(error)
 
     def close(self) -> None:
         """Close the stream at once, without a word to anyone."""
@@ -147,6 +159,7 @@ class Link:
         if count == 0:
             self._lose(LinkLostError("the connection was closed by the other end"))
             return
+        self.received += count
         # TLS decrypts a record at a time: what it holds already is not announced by the descriptor.
         if self._consume(self._have + count) and self.stream.pending():
             self._loop.call_soon(self._on_pending)

@@ -1,4 +1,4 @@
-"""The packet path: moves packets between a TUN device and a link, in batches, without looking into them.
+"""The packet path: moves packets between a TUN device and a session's links, in batches, without looking into them.
 
 It knows nothing of sessions, routes or NAT. What it reads of a packet is the protocol, to choose the TUN's queue, and
 the address that must be the client's own: the source of what a manager receives, the destination of what a laptop
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from tpvpn.link import Link, Memory
+from tpvpn.bundle import Bundle
+from tpvpn.link import Memory
 from tpvpn.tun import Device
 from tpvpn.wire import frame, vnet
 
@@ -64,10 +65,10 @@ class Pump:
     """Runs from `start()` to `stop()`; `on_frame(kind, payload)` gets every frame that is not a packet."""
 
     def __init__(
-        self, tun: Device, link: Link, own: OwnAddress, on_frame: Callable[[int, bytes], None], *, offload: bool
+        self, tun: Device, bundle: Bundle, own: OwnAddress, on_frame: Callable[[int, bytes], None], *, offload: bool
     ) -> None:
         self.counters = Counters()
-        self._tun, self._link, self._on_frame = tun, link, on_frame
+        self._tun, self._bundle, self._on_frame = tun, bundle, on_frame
         self._loop = asyncio.get_running_loop()
         self._view = memoryview(mmap.mmap(-1, 2 * (BATCH_BYTES + _SLOT)))  # memory that is not used yet costs none
         self._read_queue, self._read_prompt = tun.reader(tun.fd), tun.reader(tun.prompt_fd)
@@ -75,16 +76,19 @@ class Pump:
         self._set_own(own, vnet.HEADER_LENGTH if offload else 0)
 
     def start(self) -> None:
-        """Take the link over and begin to read the TUN."""
+        """Take the links over and begin to read the TUN."""
         self._running = True
-        self._link.receive = self.receive
-        self._link.on_drained = self.resume
+        self._bundle.receive = self.receive
+        self._bundle.on_drained = self.resume
         self.resume()
 
     def stop(self) -> None:
-        """Leave the TUN alone; the link is its owner's to close."""
+        """Leave the TUN alone; the links are their owner's to close."""
         self._running = False
         self._pause()
+
+    def link_again(self) -> None:
+        """Nothing: the kernel kept what its programs sent meanwhile."""
 
     def _set_own(self, own: OwnAddress, before: int) -> None:
         """Prepare one struct that reads frame header, IP version, protocol and address (RFC 791 section 3.1)."""
@@ -96,8 +100,8 @@ class Pump:
         self._at6 = self._at_ip + at6
 
     def resume(self) -> None:
-        """Read the TUN again, unless the link still takes nothing."""
-        if not self._running or self._link.congested:
+        """Read the TUN again, unless the links still take nothing."""
+        if not self._running or self._bundle.congested:
             return
         self._loop.add_reader(self._tun.prompt_fd, self._on_prompt)
         self._loop.add_reader(self._tun.fd, self._on_tun)
@@ -134,8 +138,8 @@ class Pump:
     def _send(self, end: int) -> None:
         if end:
             self.counters.sent_bytes += end
-            self._link.send_batch(self._view[:end])
-            if self._link.congested:
+            self._bundle.send_batch(self._view[:end])
+            if self._bundle.congested:
                 self._pause()
 
     def receive(self, buffer: Memory, start: int, end: int) -> int:

@@ -1,35 +1,41 @@
 """The client's end of a session: shake hands with a manager over a stream, then pump packets and carry questions.
 
-It knows nothing of routes or of the helper: it is given a stream and, later, a TUN.
+It knows nothing of routes or of the helper: it is given a TUN, and streams, each of which becomes a link. It outlives
+its links: what is there to do when one is lost is not its concern (`keeper`).
 """
 
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
+from tpvpn.bundle import Bundle
 from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
+from tpvpn.heartbeat import Heartbeat
 from tpvpn.link import Link
 from tpvpn.proto import config, message
 from tpvpn.proto.handshake import NONCE_LENGTH, ClientSide
-from tpvpn.proto.session import ClientHandshake, Offer, Terms
+from tpvpn.proto.session import ClientHandshake, Held, Offer, Terms
 from tpvpn.pump import Counters, OwnAddress, Pump
 from tpvpn.transport.stream import Stream
-from tpvpn.transport.tcp import DEAD_AFTER
 from tpvpn.tun import Tun
 from tpvpn.wire import frame
 
 HANDSHAKE_TIMEOUT = 10.0
 CONFIG_TIMEOUT = 10.0
-HEARTBEAT = 5.0
-"""Seconds between two pings to the manager; they cost some 15 bytes a second."""
+GOODBYE = frame.encode(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
 
 
-async def shake_hands(stream: Stream, early: bytes, token: bytes, offer: Offer) -> tuple[Terms, bytes]:
-    """The manager's terms, and the bytes behind its welcome. ManagerError when there will be no session."""
-    handshake = ClientHandshake(token, stream.certificate_hash, secrets.token_bytes(NONCE_LENGTH), offer)
+async def shake_hands(
+    stream: Stream, early: bytes, token: bytes, offer: Offer, secret: bytes | None = None
+) -> tuple[Held, bytes]:
+    """The session that the link belongs to, and the bytes behind the welcome; `secret` is that of the one offered.
+
+    ManagerError when there will be none.
+    """
+    handshake = ClientHandshake(token, stream.certificate_hash, secrets.token_bytes(NONCE_LENGTH), offer, secret)
     rest = await converse(stream, early, handshake)
-    assert handshake.terms
-    return handshake.terms, rest
+    assert handshake.held
+    return handshake.held, rest
 
 
 async def converse(stream: Stream, early: bytes, handshake: ClientSide) -> bytes:
@@ -56,51 +62,126 @@ async def converse(stream: Stream, early: bytes, handshake: ClientSide) -> bytes
         raise ManagerError(f"the connection broke in the middle of the handshake: {error.strerror or error}") from error
 
 
+class ClientLink:
+    """One link of a tunnel, from its joining until it is lost or another has taken its place."""
+
+    def __init__(self, stream: Stream, early: bytes, bundle: Bundle, number: int) -> None:
+        self.lost: asyncio.Future[TpvpnError] = asyncio.get_running_loop().create_future()
+        self._bundle = bundle
+        self._link = Link(stream, self._on_lost, early)
+        self._heartbeat = Heartbeat(self._link, bundle)
+        bundle.join(number, self._link)
+
+    @property
+    def is_well(self) -> bool:
+        """Its other end is there, as far as can be told."""
+        return not self.lost.done() and not self._heartbeat.is_silent
+
+    async def trouble(self) -> None:
+        """Return when it is lost or silent."""
+        while self.is_well:
+            self._heartbeat.changed.clear()
+            changed = asyncio.ensure_future(self._heartbeat.changed.wait())
+            try:
+                await asyncio.wait((changed, self.lost), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+
+    def urge(self) -> None:
+        """Something says that it may be lost: find out soon."""
+        self._heartbeat.urge()
+
+    def fail(self, error: TpvpnError) -> None:
+        """It is lost."""
+        self._link.fail(error)
+
+    def close(self) -> None:
+        """Close it, whatever is on its way."""
+        self._heartbeat.stop()
+        self._link.close()
+        self._bundle.drop(self._link)
+
+    def _on_lost(self, error: TpvpnError) -> None:
+        self._heartbeat.stop()
+        self.lost.set_result(error)
+        self._bundle.drop(self._link)
+
+
 class Tunnel:
-    """Carries packets between a TUN and a manager until `close()`; `on_end(error)` is called when the link is lost."""
+    """Carries packets between a TUN and a manager until `close()`, whenever there is a link.
+
+    `on_change()` is called when there is one, or none any more.
+    """
 
     def __init__(
         self,
-        stream: Stream,
-        early: bytes,
         tun: Tun,
         terms: Terms,
-        on_end: Callable[[TpvpnError], None],
         on_dns: Callable[[int, bytes], None] = lambda _identity, _message: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._on_end = on_end
         self._on_dns = on_dns
         self._loop = asyncio.get_running_loop()
-        self._beats = self._beats_answered = 0
-        self._heard: int = 0
-        self._ended: TpvpnError | None = None
+        self._ended: TpvpnError = LinkLostError("there is no connection yet")
         self._changing = asyncio.Lock()
         self._changes = 0
         self._answer: asyncio.Future[str | None] | None = None
-        self._link = Link(stream, self._end, early)
+        self._bundle = Bundle(offload=bool(terms.offloads))
+        self._bundle.on_change = on_change
+        self._links: list[ClientLink] = []
         own = OwnAddress("destination", terms.ipv4, terms.ipv6)
-        self._pump = Pump(tun, self._link, own, self._on_frame, offload=bool(terms.offloads))
+        self._pump = Pump(tun, self._bundle, own, self._on_frame, offload=bool(terms.offloads))
         self._pump.start()
-        self._proved = self._loop.time()
-        self._due = self._proved + HEARTBEAT
-        self._beating = self._loop.call_at(self._due, self._beat)
+
+    def join(self, number: int, stream: Stream, early: bytes) -> ClientLink:
+        """Have another link, in the place of the one of that number if there is any."""
+        link = ClientLink(stream, early, self._bundle, number)
+        self._links.append(link)
+        link.lost.add_done_callback(lambda lost: self._on_lost(link, lost.result()))
+        return link
+
+    def _on_lost(self, link: ClientLink, error: TpvpnError) -> None:
+        self._links = [one for one in self._links if one is not link]
+        if not self.is_linked:
+            self._settle(error)
+
+    def _settle(self, error: TpvpnError) -> None:
+        """Nobody waits for an answer any more."""
+        self._ended = error
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(error)
+
+    @property
+    def is_linked(self) -> bool:
+        """There is a link whose other end is there, as far as can be told."""
+        return self._bundle.is_linked
+
+    @property
+    def links(self) -> int:
+        """How many carry."""
+        return sum(link.is_well for link in self._links)
 
     @property
     def counters(self) -> Counters:
         """What was carried and dropped so far."""
         return self._pump.counters
 
+    def urge(self) -> None:
+        """Something says that links may be lost, as the network of the laptop is another one: find out soon."""
+        for link in self._links:
+            link.urge()
+
     async def set_virtual(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Have the manager map each virtual subnet to the cluster's own, in the place of all pairs before.
 
-        ManagerError when it refuses or says nothing; the link's error when that ends meanwhile.
+        ManagerError when it refuses or says nothing; the link's error when the last one is lost meanwhile.
         """
         async with self._changing:
-            if self._ended:
+            if not self.is_linked:
                 raise self._ended
             self._changes += 1
             self._answer = self._loop.create_future()
-            self._link.send(frame.CONTROL, config.encode_change(self._changes, pairs))
+            self._bundle.send(frame.CONTROL, config.encode_change(self._changes, pairs))
             try:
                 async with asyncio.timeout(CONFIG_TIMEOUT):
                     refused = await self._answer
@@ -116,54 +197,29 @@ class Tunnel:
 
     def ask(self, identity: int, message: bytes) -> None:
         """Have the manager ask its own resolver; what that says comes to `on_dns` with the same identity, if at all."""
-        if not self._ended:
-            self._link.send(frame.DNS, identity.to_bytes(2) + message)
+        self._bundle.send(frame.DNS, identity.to_bytes(2) + message)
 
     def close(self) -> None:
-        """Say goodbye and close the link."""
+        """Say goodbye and close all links."""
         self._settle(LinkLostError("the session was closed"))
         self._pump.stop()
-        self._link.send(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
-        self._link.close()
-
-    def _beat(self) -> None:
-        """Ask for a sign of life, which also keeps whoever is in between from ending an idle connection."""
-        now, heard = self._loop.time(), self._beats_answered + self._pump.counters.received_packets
-        if heard != self._heard or now > self._due + HEARTBEAT:  # this process, or the whole laptop, had slept
-            self._heard, self._proved = heard, now
-        if now - self._proved >= DEAD_AFTER:
-            self._end(LinkLostError(f"the manager did not answer for {DEAD_AFTER} s"))
-            return
-        self._due = now + HEARTBEAT
-        self._beating = self._loop.call_at(self._due, self._beat)
-        self._beats += 1
-        self._link.send(frame.CONTROL, message.encode("ping", id=self._beats))
+        self._bundle.on_change = lambda: None
+        self._bundle.send(frame.CONTROL, GOODBYE[frame.HEADER_LENGTH :])
+        for link in self._links:
+            link.close()
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
         if kind == frame.DNS:
             self._on_dns(int.from_bytes(payload[:2]), payload[2:])
         if kind != frame.CONTROL:
             return  # kinds of a later version are skipped (docs/protocol.md)
-        what = message.decode(payload)
+        what, link = message.decode(payload), self._bundle.speaking
         if what["type"] == "ping":
-            self._link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
-        elif what["type"] == "pong":
-            self._beats_answered += 1
+            link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
         elif what["type"] == "config" and self._answer and what.get("id") == self._changes:
             if not self._answer.done():
                 self._answer.set_result(message.optional(what, "error", str))
         elif what["type"] in ("goodbye", "error"):
             reason = what.get("reason") or what.get("message")
             lost = LinkLostError if what.get("again") is True else SessionEndedError
-            self._end(lost(f"the manager ended the session: {message.printable(str(reason), 300)}"))
-
-    def _end(self, error: TpvpnError) -> None:
-        self._settle(error)
-        self._on_end(error)
-
-    def _settle(self, error: TpvpnError) -> None:
-        """The session is over: nobody waits for an answer any more."""
-        self._ended = error
-        self._beating.cancel()
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(error)
+            link.fail(lost(f"the manager ended the session: {message.printable(str(reason), 300)}"))

@@ -21,6 +21,7 @@ from packets import Packets
 from socket_exits import WoundLoop
 
 from pod import CLUSTER4, CLUSTER6, SERVICE4, inside
+from tpvpn.bundle import Bundle
 from tpvpn.link import Link
 from tpvpn.manager.socket_carrier import SocketCarrier
 from tpvpn.manager.socket_exit import MAX_FLOWS, MAX_MEMORY, SocketExit, SocketPlace
@@ -112,8 +113,10 @@ class Side:
             self.place.agree(Offload.ALL)
         self.lost: Exception | None = None
         self.link = Link(Stream(ours), self._on_lost)
-        self.carrier = self.place.attach(self.link, lambda kind, payload: None)
+        bundle = Bundle(offload=offload)
+        self.carrier = self.place.attach(bundle, lambda kind, payload: None)
         self.carrier.start()
+        bundle.join(0, self.link)
         self._decoder = frame.Decoder()
 
     def _on_lost(self, error: Exception) -> None:

@@ -47,8 +47,8 @@ def welcomed(terms: Terms) -> Terms:
     assert hello is not None
     other.receive(hello)
     assert one.receive(other.welcome(terms)) is None
-    assert one.terms is not None
-    return one.terms
+    assert one.held is not None
+    return one.held.terms
 
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_handshakes(members: dict[str, Any]) -> None:
         for _ in range(2):
             with contextlib.suppress(ManagerError):
                 one.receive(payload)
-            assert one.terms is None
+            assert one.held is None
 
 
 @pytest.mark.parametrize(

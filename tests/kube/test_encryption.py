@@ -83,8 +83,8 @@ async def pinged(transport: Transport) -> int:
     """Open a session, send a megabyte of frames that the manager skips, and have a ping behind them answered."""
     stream, early = await transport.dial(await transport.resolve())
     try:
-        terms, early = await shake_hands(stream, early, transport.token, Offer(transport.name[:64]))
-        assert terms.exit["ipv4"] == "socket"
+        held, early = await shake_hands(stream, early, transport.token, Offer(transport.name[:64]))
+        assert held.terms.exit["ipv4"] == "socket"
         for _ in range(20):
             await stream.send_all(frame.encode(200, bytes(50_000)))
         await stream.send_all(frame.encode(frame.CONTROL, b'{"type":"ping","id":7}'))

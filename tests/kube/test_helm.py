@@ -87,10 +87,10 @@ class Release:
                 transport = way(cluster, target, token, *pin)
                 stream, early = await transport.dial(await transport.resolve())
                 try:
-                    terms, _ = await shake_hands(stream, early, token, Offer("test-helm"))
+                    held, _ = await shake_hands(stream, early, token, Offer("test-helm"))
                 finally:
                     stream.close()
-                return terms.pod
+                return held.terms.pod
 
         with inside(LAPTOP):
             try:

@@ -21,6 +21,7 @@ from scapy.packet import Packet, Raw
 
 from peers import Client, eventually
 from pod import inside, pod_and_cluster, sysctl
+from tpvpn.bundle import Bundle
 from tpvpn.lab.restricted import UNPRIVILEGED
 from tpvpn.link import Link
 from tpvpn.manager.socket_carrier import SocketCarrier
@@ -200,7 +201,8 @@ def manager_in(
 def _manager_in(pod: str, directory: Path, program: Sequence[str], options: Sequence[str]) -> Iterator[Manager]:
     tokens, log = directory / "tokens", directory / "log"
     tokens.write_bytes(b"ann: " + TOKEN + b"\n")
-    options = ["--listen", "127.0.0.1:0", "--token-file", str(tokens), *options]
+    linger = () if "--linger" in options else ("--linger", "0")
+    options = ["--listen", "127.0.0.1:0", "--token-file", str(tokens), *linger, *options]
     command = ["nsenter", f"--net=/run/netns/{pod}", *program, *options]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -307,9 +309,10 @@ class ExitWithin:
         exit.open()
         exit.pool = Pool(FLOWS, self._memory)
         self._place = exit.add_session(None, None, offload=False)
-        self._link = Link(transport.Stream(connected), lambda _: None)
-        self.carrier = self._place.attach(self._link, lambda *_: None)
+        self._link, bundle = Link(transport.Stream(connected), lambda _: None), Bundle(offload=False)
+        self.carrier = self._place.attach(bundle, lambda *_: None)
         self.carrier.start()
+        bundle.join(0, self._link)
 
 
 @contextlib.contextmanager

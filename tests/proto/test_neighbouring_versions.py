@@ -21,7 +21,7 @@ def manager(*versions: int) -> ManagerHandshake:
 
 
 def client(*versions: int) -> ClientHandshake:
-    return ClientHandshake(TOKEN, NO_TLS, os.urandom(32), OFFER, versions)
+    return ClientHandshake(TOKEN, NO_TLS, os.urandom(32), OFFER, versions=versions)
 
 
 def asking(*versions: int) -> SessionsHandshake:
@@ -51,7 +51,8 @@ def test_they_meet_at_the_highest_that_both_speak(theirs: tuple[int, ...], ours:
     other, one = manager(*theirs), client(*ours)
     assert other.receive(greeted(one, other.greeting)) == OFFER
     one.receive(other.welcome(TERMS))
-    assert (one.version, other.version, one.terms) == (met, met, TERMS)
+    assert one.held is not None
+    assert (one.version, other.version, one.held.terms) == (met, met, TERMS)
     other, curious = manager(*theirs), asking(*ours)
     assert other.receive(greeted(curious, other.greeting)) == Question("laptop")
     curious.receive(other.sessions(Answer("ann", [], [])))
@@ -105,7 +106,7 @@ class Later(ClientHandshake):
 
 def test_members_of_a_later_version_are_skipped_at_the_manager() -> None:
     other = manager(1)
-    assert other.receive(greeted(Later(TOKEN, NO_TLS, os.urandom(32), OFFER, (1, 2)), other.greeting)) == OFFER
+    assert other.receive(greeted(Later(TOKEN, NO_TLS, os.urandom(32), OFFER, versions=(1, 2)), other.greeting)) == OFFER
 
 
 class LaterManager(ManagerHandshake):
@@ -126,4 +127,4 @@ def test_members_of_a_later_version_are_skipped_at_the_client() -> None:
     other, one = LaterManager(), client(1)
     other.receive(greeted(one, other.greeting))
     one.receive(other.welcome(TERMS))
-    assert one.terms == TERMS
+    assert one.held is not None and one.held.terms == TERMS

@@ -19,6 +19,7 @@ from tpvpn.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
     from tpvpn.engine import Settings
+    from tpvpn.keeper import Patience
     from tpvpn.transport.tcp import Direct
 
 
@@ -42,9 +43,36 @@ def add_parser(commands: Commands) -> None:
         help="how programs come to the cluster's names: by systemd-resolved, by /etc/resolv.conf, as the host has it "
         "(auto, the default), or not at all",
     )
+    add_link_flags(parser)
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
     parser.set_defaults(run=_run)
+
+
+def add_link_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about the connections that carry the session."""
+    group = parser.add_argument_group("connections")
+    group.add_argument("--links", type=int, default=1, metavar="N", help="connections that share the traffic (1)")
+    group.add_argument(
+        "--max-link-age", type=float, default=50.0, metavar="MIN", help="renew a connection before it is so old (50)"
+    )
+    group.add_argument(
+        "--give-up-after", type=float, metavar="S", help="end the session when it had no connection for so long (never)"
+    )
+
+
+def _patience(arguments: argparse.Namespace) -> "Patience":
+    """How connections are kept; UsageError when that makes no sense."""
+    from tpvpn.keeper import Patience
+    from tpvpn.proto.session import MOST_LINKS
+
+    if not 1 <= arguments.links <= MOST_LINKS:
+        raise UsageError(f"--links {arguments.links}: a session has 1 to {MOST_LINKS} connections")
+    if not 0 < arguments.max_link_age < float("inf"):
+        raise UsageError("--max-link-age wants minutes, more than 0")
+    if arguments.give_up_after is not None and not arguments.give_up_after >= 0:
+        raise UsageError("--give-up-after wants seconds, 0 or more")
+    return Patience(arguments.give_up_after, 60 * arguments.max_link_age)
 
 
 def add_endpoint_flags(group: "argparse._ArgumentGroup") -> None:  # pyright: ignore[reportPrivateUsage]
@@ -198,11 +226,12 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     from tpvpn.engine import Settings
     from tpvpn.wishes import Fixed, FromCluster
 
-    make = partial(request_of, arguments)
+    make, patience = partial(request_of, arguments), _patience(arguments)
+    session = partial(Settings, arguments.name, socket.gethostname(), links=arguments.links, patience=patience)
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
         fixed = Fixed(make(), naming(arguments))
-        return Settings(arguments.name, socket.gethostname(), transport, fixed, arguments.dns)
+        return session(transport, fixed, arguments.dns)
     from tpvpn.cluster import find, transport_to
     from tpvpn.kube.api import opened
 
@@ -213,7 +242,7 @@ async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSt
     await wishes.look()
     if transport is None:
         transport = await stack.enter_async_context(transport_to(cluster, admins, options, say))
-    return Settings(arguments.name, socket.gethostname(), transport, wishes, arguments.dns)
+    return session(transport, wishes, arguments.dns)
 
 
 def direct(arguments: argparse.Namespace) -> "Direct | None":

@@ -34,6 +34,7 @@ from tpvpn.helper.protocol import (
     OpenTun,
     Request,
     Reset,
+    ResetAll,
     SetResolved,
     TakeFile,
     Watch,
@@ -118,6 +119,10 @@ class HelperClient:
         limit = protocol.PREFIXES_LIMIT
         pairs = zip_longest(_chunks(withdrawn, limit), _chunks(routed, limit), fillvalue=())
         return sum([(await self._ask(Reset(*pair)))[0]["destroyed"] for pair in pairs])
+
+    async def reset_all(self) -> int:
+        """End all connections through the tunnel, whose other ends know them no more; how many there were."""
+        return (await self._ask(ResetAll()))[0]["destroyed"]
 
     async def open_dns(self) -> list[socket.socket]:
         """Sockets of port 53 of the TUN's addresses: of each a UDP socket, and a TCP one that listens.

@@ -16,6 +16,7 @@ their own and nothing more. Operations have the same JSON in the journal.
     {"request": "watch"}                             {} and, where the kernel has IPsec, a descriptor
     {"request": "reset", "withdrawn": […], "routed": […]}
                                                      {"destroyed": …}
+    {"request": "reset_all"}                         {"destroyed": …}
     {"request": "open_dns"}                          {} and the descriptors of sockets of port 53
     {"request": "set_resolved", "search": […], "domains": […]}
                                                      {"because": …}: null when done
@@ -108,6 +109,11 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetAll:
+    """End all connections of the session's own addresses: their other ends know them no more."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenDns:
     """Pass sockets at which programs of this host may ask for names, on the session's own addresses."""
 
@@ -132,7 +138,7 @@ class Cleanup:
     """Undo what dead sessions of this network namespace left."""
 
 
-Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | OpenDns | SetResolved | TakeFile | Cleanup
+Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | ResetAll | OpenDns | SetResolved | TakeFile | Cleanup
 
 
 def _prefix(value: Any) -> Prefix:
@@ -240,6 +246,7 @@ _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
     "look": (Look, record(Look, {"prefixes": _PREFIXES})),
     "watch": (Watch, record(Watch, {})),
     "reset": (Reset, record(Reset, {"withdrawn": _PREFIXES, "routed": _PREFIXES})),
+    "reset_all": (ResetAll, record(ResetAll, {})),
     "open_dns": (OpenDns, record(OpenDns, {})),
     "set_resolved": (SetResolved, record(SetResolved, {"search": _SEARCH, "domains": many(_domain, DOMAINS_LIMIT)})),
     "take_file": (TakeFile, record(TakeFile, {"search": _SEARCH})),

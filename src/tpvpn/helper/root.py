@@ -32,6 +32,7 @@ from tpvpn.helper.protocol import (
     Request,
     RequestError,
     Reset,
+    ResetAll,
     SetResolved,
     TakeFile,
     Watch,
@@ -81,7 +82,7 @@ class Helper:
                 return privileged.encode(seen), []
             case Watch():
                 return {}, self._watch()
-            case Reset():
+            case Reset() | ResetAll():
                 return {"destroyed": self._reset(request)}, []
             case OpenDns():
                 self._own_address()
@@ -179,8 +180,10 @@ class Helper:
         changes = xfrm.watch()
         return [] if changes is None else [changes.detach()]
 
-    def _reset(self, request: Reset) -> int:
+    def _reset(self, request: Reset | ResetAll) -> int:
         self._claimed()
+        if isinstance(request, ResetAll):
+            return sockdiag.reset(tuple(DEFAULT.values()), (), self._addresses)
         for prefix in request.withdrawn + request.routed:
             protocol.check_prefix(prefix)
         ours = self._routed()

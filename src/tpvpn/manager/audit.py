@@ -1,4 +1,5 @@
-"""The audit: one line when a session opens, one when it ends, one when a token is refused (docs/protocol.md).
+"""The audit: one line when a session opens, when a link of it is lost, when another joins it, and when it ends; and
+one when a token is refused (docs/protocol.md).
 
 Each is words of the form key=value that stay as they are from version to version; a value with anything but plain
 characters in it is quoted as in JSON, so that a client's name makes no words of its own.
@@ -28,6 +29,16 @@ def ended(session: Session, reason: str) -> None:
     carried = {"from_client": counters.received_bytes, "to_client": counters.sent_bytes}
     duration = f"{time.monotonic() - session.began:.1f}"
     log.info(line("session-end", **_who(session), duration=duration, **carried, reason=reason))
+
+
+def lost_link(session: Session, number: int, reason: str) -> None:
+    """A link is gone; the session may have others, and lingers without."""
+    log.info(line("link-end", **_who(session), link=number, links=session.links, reason=reason))
+
+
+def resumed(session: Session, number: int) -> None:
+    """Another link has joined a session."""
+    log.info(line("session-resume", **_who(session), link=number, security=session.visitor.security))
 
 
 def refused(peer: str, client: str) -> None:

@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     if options.listen is None:
         raise UsageError("a manager needs --listen HOST:PORT; *:PORT is every address")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if not 0 <= options.linger < float("inf"):
+        raise UsageError("--linger wants seconds, 0 or more")
     tokens = _Tokens(options)
     tls = _tls(options)
     destinations = [_network(text) for text in options.destination]
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         runner = asyncio.Runner()
     with runner, contextlib.closing(_open_exit(options.exit, destinations)) as exit:
-        runner.run(_serve(Server(exit, tokens, tls), listening, options.until_idle))
+        runner.run(_serve(Server(exit, tokens, tls, options.linger), listening, options.until_idle))
     return 0
 
 

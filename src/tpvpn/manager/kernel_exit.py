@@ -16,8 +16,8 @@ import socket
 import stat
 from collections.abc import Callable, Generator, Sequence
 
+from tpvpn.bundle import Bundle
 from tpvpn.errors import PrivilegeError, TpvpnError
-from tpvpn.link import Link
 from tpvpn.manager.addresses import AddressPool
 from tpvpn.manager.forwarding import Forwarding, ipv6_present, ways_out
 from tpvpn.manager.policy import NEVER, check_carried, destination
@@ -74,9 +74,9 @@ class ExitSession:
         self.tun.set_offloads(self.tun.offloads & offloads)
         return self.tun.offloads
 
-    def attach(self, link: Link, on_frame: Callable[[int, bytes], None]) -> Pump:
-        """What carries packets between the session's device and its link."""
-        return Pump(self.tun, link, OwnAddress("source", self.ipv4, self.ipv6), on_frame, offload=self._offload)
+    def attach(self, bundle: Bundle, on_frame: Callable[[int, bytes], None]) -> Pump:
+        """What carries packets between the session's device and its links."""
+        return Pump(self.tun, bundle, OwnAddress("source", self.ipv4, self.ipv6), on_frame, offload=self._offload)
 
     def set_virtual(self, pairs: Sequence[Pair]) -> None:
         """Map these virtual subnets and no others, 1:1; flows that are open keep what they began with.

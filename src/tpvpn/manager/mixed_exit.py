@@ -9,7 +9,8 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 
-from tpvpn.link import Link, Memory, Receive
+from tpvpn.bundle import Bundle
+from tpvpn.link import Memory, Receive
 from tpvpn.manager.kernel_exit import ExitSession, KernelExit
 from tpvpn.manager.socket_carrier import SocketCarrier
 from tpvpn.manager.socket_exit import SocketExit, SocketPlace
@@ -22,10 +23,10 @@ _HEADER = frame.HEADER_LENGTH
 
 
 class MixedCarrier:
-    """Both carriers of a session on its one link."""
+    """Both carriers of a session on its links."""
 
-    def __init__(self, link: Link, pump: Pump, sockets: SocketCarrier, by_sockets: int, *, offload: bool) -> None:
-        self._link, self._pump, self._sockets = link, pump, sockets
+    def __init__(self, bundle: Bundle, pump: Pump, sockets: SocketCarrier, by_sockets: int, *, offload: bool) -> None:
+        self._bundle, self._pump, self._sockets = bundle, pump, sockets
         self._by_sockets = by_sockets << 4
         self._peek = struct.Struct(f">I{vnet.HEADER_LENGTH if offload else 0}xB")
 
@@ -36,16 +37,20 @@ class MixedCarrier:
         return Counters(*map(sum, zip(*parts, strict=True)))
 
     def start(self) -> None:
-        """Take the link over."""
+        """Take the links over."""
         self._pump.start()
         self._sockets.start()
-        self._link.receive = self.receive
-        self._link.on_drained = self._on_drained
+        self._bundle.receive = self.receive
+        self._bundle.on_drained = self._on_drained
 
     def stop(self) -> None:
-        """End both; the link is its owner's to close."""
+        """End both; the links are their owner's to close."""
         self._pump.stop()
         self._sockets.stop()
+
+    def link_again(self) -> None:
+        """There was no link for a while."""
+        self._sockets.link_again()
 
     def receive(self, buffer: Memory, start: int, end: int) -> int:
         """Consume the whole frames of buffer[start:end], each run by its version's carrier; where the rest begins."""
@@ -83,10 +88,10 @@ class MixedPlace:
         """Keep to those of these offloads that both have; which they are. OSError when the kernel refuses."""
         return self._kernel.agree(self._sockets.agree(offloads))
 
-    def attach(self, link: Link, on_frame: Callable[[int, bytes], None]) -> MixedCarrier:
+    def attach(self, bundle: Bundle, on_frame: Callable[[int, bytes], None]) -> MixedCarrier:
         """What carries the session's packets, each by its version."""
-        pump, sockets = self._kernel.attach(link, on_frame), self._sockets.attach(link, on_frame)
-        return MixedCarrier(link, pump, sockets, 4 if self._sockets.ipv4 else 6, offload=self._offload)
+        pump, sockets = self._kernel.attach(bundle, on_frame), self._sockets.attach(bundle, on_frame)
+        return MixedCarrier(bundle, pump, sockets, 4 if self._sockets.ipv4 else 6, offload=self._offload)
 
     def set_virtual(self, pairs: Sequence[Pair]) -> None:
         """Map these virtual subnets and no others; a TpvpnError, with nothing changed, when the kernel refuses."""

@@ -24,6 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-cert", metavar="F", help="certificate chain (PEM) for tls:// clients")
     parser.add_argument("--tls-key", metavar="F", help="its private key (PEM)")
     parser.add_argument(
+        "--linger", type=float, default=600.0, metavar="S", help="keep a session so long without a connection (600)"
+    )
+    parser.add_argument(
         "--until-idle", type=float, metavar="S", help="end when there was no session for so many seconds (never)"
     )
     parser.add_argument("--insecure", action="store_true", help="take clients without a token; for a lab only")

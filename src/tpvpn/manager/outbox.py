@@ -1,13 +1,13 @@
-"""Packets of a session on their way to its link, gathered into one send.
+"""Packets of a session on their way to its links, gathered into one send.
 
 It knows frames, not what is in them. Two buffers take turns: while the stream has not taken all of one, which is its
-until then (`Link.send_batch`), packets gather in the other. Whoever writes asks first whether there is `room`, which
-is how the link's congestion reaches the sockets.
+until then (`Bundle.send_batch`), packets gather in the other. Whoever writes asks first whether there is `room`, which
+is how the links' congestion reaches the sockets.
 """
 
 import mmap
 
-from tpvpn.link import Link
+from tpvpn.bundle import Bundle
 from tpvpn.wire import frame, vnet
 
 _ACKNOWLEDGMENTS = 2048
@@ -20,10 +20,10 @@ _SIZE = (1 << 19) + SLOT
 class Outbox:
     """Write a packet at `at` behind room for its frame header, then `close_frame`; or `put` a whole one."""
 
-    def __init__(self, link: Link, *, offload: bool) -> None:
+    def __init__(self, bundle: Bundle, *, offload: bool) -> None:
         self.packets = self.bytes = self.dropped = 0
         self.at = 0
-        self._link = link
+        self._bundle = bundle
         self._before = vnet.EMPTY if offload else b""
         self.view = memoryview(mmap.mmap(-1, _SIZE))  # memory that is not used yet costs none
         self._other = memoryview(mmap.mmap(-1, _SIZE))
@@ -53,10 +53,10 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what is there, unless the stream still has the other buffer."""
-        if not self.at or self._link.congested:
+        if not self.at or self._bundle.congested:
             return
         end, self.at = self.at, 0
         self.bytes += end
-        self._link.send_batch(self.view[:end])
-        if self._link.congested:
+        self._bundle.send_batch(self.view[:end])
+        if self._bundle.congested:
             self.view, self._other = self._other, self.view

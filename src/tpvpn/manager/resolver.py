@@ -18,7 +18,7 @@ import socket
 from dataclasses import dataclass, field
 from functools import partial
 
-from tpvpn.link import Link
+from tpvpn.bundle import Bundle
 from tpvpn.manager.nameservers import Nameserver, Nameservers
 from tpvpn.wire import dns, frame
 
@@ -109,8 +109,8 @@ class _Channel:
 class Resolver:
     """Runs until `close()`."""
 
-    def __init__(self, link: Link, counters: Counters) -> None:
-        self._link, self._counters = link, counters
+    def __init__(self, bundle: Bundle, counters: Counters) -> None:
+        self._bundle, self._counters = bundle, counters
         self._loop = asyncio.get_running_loop()
         self._nameservers = Nameservers()
         self._waiting: set[_Asked] = set()
@@ -279,10 +279,10 @@ class Resolver:
         self._deliver(asked.identity, dns.reply(asked.message, dns.Rcode.SERVFAIL))
 
     def _deliver(self, identity: bytes, message: bytes) -> None:
-        if self._link.queued > MAX_QUEUED:
+        if self._bundle.queued > MAX_QUEUED:
             self._counters.dropped += 1
         else:
-            self._link.send(frame.DNS, identity + message)
+            self._bundle.send(frame.DNS, identity + message)
 
     def _forget(self, asked: _Asked) -> None:
         self._waiting.discard(asked)

@@ -39,6 +39,8 @@ PATIENCE = 5.0
 """Seconds a stranger has to become a session."""
 MAX_STRANGERS = 64
 MAX_SESSIONS = 250
+LINGER = 600.0
+"""Seconds for which a session outlives its last link."""
 _WANTED = {
     (PROTOCOL, ENCRYPTED): "it takes encrypted sessions alone: use tls:// and the pin of its certificate",
     (ENCRYPTED, PROTOCOL): "it has no certificate to encrypt with: start it with --tls-cert and --tls-key",
@@ -68,9 +70,13 @@ class Server:
     """Serves until cancelled; `tokens()` gives the tokens as they are now."""
 
     def __init__(
-        self, exit: Exit, tokens: Callable[[], Mapping[str, bytes]], tls: tuple[ssl.SSLContext, bytes] | None = None
+        self,
+        exit: Exit,
+        tokens: Callable[[], Mapping[str, bytes]],
+        tls: tuple[ssl.SSLContext, bytes] | None = None,
+        linger: float = LINGER,
     ) -> None:
-        self.exit, self._tokens, self._tls = exit, tokens, tls
+        self.exit, self._tokens, self._tls, self._linger = exit, tokens, tls, linger
         self.sessions: dict[str, Session] = {}
         self.counted = metrics.Counted()
         self._strangers: dict[asyncio.Task[None], None] = {}
@@ -115,7 +121,7 @@ class Server:
                 accepted = await self._accept(stream, peer)
             self._leave()
             if accepted:
-                await self._run(*accepted)
+                await self._carry(*accepted)
         except RefusedError as error:
             self.counted.refused += 1
             self.counted.unauthenticated += 1
@@ -128,22 +134,19 @@ class Server:
             stream.close()
             connected.close()
 
-    async def _run(self, session: Session, stream: Stream, early: bytes) -> None:
-        self.counted.sessions += 1
-        reason = "the manager shuts down"
-        try:
-            reason = await session.run(stream, early)
-        except (TpvpnError, OSError) as error:
-            reason = str(error)
-        finally:
-            audit.ended(session, reason)
-            self._forget(session)
+    async def _carry(self, session: Session, number: int, stream: Stream, early: bytes) -> None:
+        reason = await session.carry(stream, early, number)
+        if session.name in self.sessions:
+            audit.lost_link(session, number, reason)
+
+    def _over(self, session: Session, reason: str) -> None:
+        audit.ended(session, reason)
+        self._forget(session)
 
     def _forget(self, session: Session) -> None:
         del self.sessions[session.name]
         self.counted.finish(session.counters)
         session.place.close()
-        session.gone.set()
 
     def _enter(self) -> None:
         """Count the running task as a stranger, and drop the oldest when they are too many."""
@@ -161,8 +164,11 @@ class Server:
         if task:
             self._strangers.pop(task, None)
 
-    async def _accept(self, stream: Stream, peer: str) -> tuple[Session, Stream, bytes] | None:
-        """Read the request; a session, its stream and the bytes behind its hello, or None when it was answered."""
+    async def _accept(self, stream: Stream, peer: str) -> tuple[Session, int, Stream, bytes] | None:
+        """Read the request; a session, the number of the link, its stream and the bytes behind its hello.
+
+        None when it was answered.
+        """
         protocol = PROTOCOL
         if self._tls:
             if await _first_byte(stream) == FIRST_BYTE:
@@ -215,7 +221,7 @@ class Server:
         running = [session.counters for session in self.sessions.values()]
         return metrics.render(self.counted, running, self.exit.counters())
 
-    async def _shake_hands(self, stream: Stream, early: bytes, peer: str) -> tuple[Session, Stream, bytes] | None:
+    async def _shake_hands(self, stream: Stream, early: bytes, peer: str) -> tuple[Session, int, Stream, bytes] | None:
         """A session for a hello; None when the client asked about sessions, and was answered."""
         handshake = ManagerHandshake(self._tokens(), stream.certificate_hash, secrets.token_bytes(NONCE_LENGTH))
         await stream.send_all(frame.encode(frame.CONTROL, handshake.greeting))
@@ -227,47 +233,65 @@ class Server:
                 answer = register.answer(handshake.user, asked, self.sessions, self.exit.kinds)
                 await stream.send_all(frame.encode(frame.CONTROL, handshake.sessions(answer)))
                 return None
-            await self._end_before(handshake.user, asked)
-            place, offloads = self._place(asked)
+            visitor = _visitor(handshake, asked, stream, peer)
+            held = self._held(handshake, asked)
+            session = held or self._open(visitor, asked)
         except RefusedError:
             await self._send_error(stream, "the token is not one of this manager's: check --token-file")
             raise
         except TpvpnError as error:
             await self._send_error(stream, str(error))
             raise
-        security = "plain" if stream.certificate_hash == NO_CERTIFICATE else "tls"
-        visitor = Visitor(handshake.user, asked.name, peer, security, handshake.version)
-        session = Session(secrets.token_hex(8), visitor, place, self.counted.names)
-        self.sessions[session.name] = session
+        welcome = handshake.welcome(session.terms)
+        if held:
+            session.visitor = visitor
+            audit.resumed(session, asked.link)
+        else:
+            session.secret = handshake.secret
+            self.counted.sessions += 1
+            audit.opened(session)
         try:
-            await stream.send_all(frame.encode(frame.CONTROL, handshake.welcome(self._terms(session, offloads))))
+            await stream.send_all(frame.encode(frame.CONTROL, welcome))
         except BaseException:
-            self._forget(session)
+            if not held:
+                session.end("its client left in the middle of the handshake")
             raise
-        audit.opened(session)
-        return session, stream, decoder.remainder()
+        return session, asked.link, stream, decoder.remainder()
 
     async def _send_error(self, stream: Stream, text: str) -> None:
         with contextlib.suppress(OSError):
             await stream.send_all(frame.encode(frame.CONTROL, message.encode("error", message=text)))
 
-    async def _end_before(self, user: str, offer: Offer) -> None:
-        """End the session that its client lost and takes up again: its addresses are wanted."""
-        before = self.sessions.get(offer.session or "")
-        if before and before.visitor.user == user:
-            before.end("its client is here again")
-            await before.gone.wait()
+    def _held(self, handshake: ManagerHandshake, offer: Offer) -> Session | None:
+        """The session that this client has and takes up again."""
+        session = self.sessions.get(offer.session or "")
+        if session and session.visitor.user == handshake.user and handshake.resumes(offer, session.secret):
+            return session
+        return None
 
-    def _place(self, offer: Offer) -> tuple[Place, Offload]:
-        """Make room for a session at the exit, with the offloads that both ends have."""
-        if len(self.sessions) >= MAX_SESSIONS:
-            raise ManagerError(f"this manager is full: it has {MAX_SESSIONS} sessions")
+    def _open(self, visitor: Visitor, offer: Offer) -> Session:
+        """A session at the exit, with the offloads that both ends have; it lingers until its first link is there."""
+        self._make_room()
         place = self.exit.add_session(offer.ipv4, offer.ipv6, offload=bool(offer.offloads))
         try:
-            return place, place.agree(vnet.from_names(offer.offloads))
+            offloads = place.agree(vnet.from_names(offer.offloads))
+            name, names, linger = secrets.token_hex(8), self.counted.names, self._linger
+            session = Session(name, visitor, place, names, linger, self._over, offload=bool(offer.offloads))
         except OSError:
             place.close()
             raise
+        session.terms = self._terms(session, offloads)
+        self.sessions[session.name] = session
+        return session
+
+    def _make_room(self) -> None:
+        """When there are too many sessions, the one goes that has had no link for the longest time."""
+        if len(self.sessions) < MAX_SESSIONS:
+            return
+        lingering = [one for one in self.sessions.values() if one.lingers_since is not None]
+        if not lingering:
+            raise ManagerError(f"this manager is full: it has {MAX_SESSIONS} sessions")
+        min(lingering, key=lambda one: one.lingers_since or 0.0).end("its room was needed")
 
     def _terms(self, session: Session, offloads: Offload) -> Terms:
         place = session.place
@@ -280,7 +304,13 @@ class Server:
             exit={f"ipv{version}": kind for version, kind in self.exit.kinds.items()},
             pod=socket.gethostname(),
             facts=_facts() | self.exit.facts(),
+            linger=int(self._linger),
         )
+
+
+def _visitor(handshake: ManagerHandshake, offer: Offer, stream: Stream, peer: str) -> Visitor:
+    security = "plain" if stream.certificate_hash == NO_CERTIFICATE else "tls"
+    return Visitor(handshake.user, offer.name, peer, security, handshake.version)
 
 
 async def _first_byte(stream: Stream) -> int:

@@ -1,6 +1,7 @@
-"""One client's session at the manager: its link and what carries its packets, on a place at the exit.
+"""One client's session at the manager: its links and what carries its packets, on a place at the exit.
 
-It knows nothing of how the client was authenticated, nor of other sessions. What its client has changed at the exit
+It outlives its links, so that what the client's programs have open does. It knows nothing of how the client was
+authenticated, nor of other sessions. What its client has changed at the exit
 costs the process time that is everybody's: only the latest change waits, as long as the one before it makes it.
 """
 
@@ -12,10 +13,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
-from tpvpn.errors import ProtocolError, TpvpnError
+from tpvpn.bundle import Bundle
+from tpvpn.errors import LinkLostError, ProtocolError, TpvpnError
+from tpvpn.heartbeat import Heartbeat
 from tpvpn.link import Link
 from tpvpn.manager import resolver
 from tpvpn.proto import config, message
+from tpvpn.proto.session import Terms
 from tpvpn.pump import Counters
 from tpvpn.transport.stream import Stream
 from tpvpn.wire import frame
@@ -23,17 +27,25 @@ from tpvpn.wire.vnet import Offload
 
 GRACE = 1.0
 """Seconds in which a client is to take its goodbye."""
+IDLE, DEAD = 20.0, 45.0
+"""Seconds: it is the client who asks first whether this end lives (proto/liveness)."""
 REST = 9
 """How many times as long as a change took the session rests from changes: they have a tenth of the time at most."""
 
 
 class Carrier(Protocol):
-    """Carries a session's packets between its link and the cluster, from `start()` to `stop()`."""
+    """Carries a session's packets between its links and the cluster, from `start()` to `stop()`."""
 
     @property
     def counters(self) -> Counters: ...
     def start(self) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Harmless when it is stopped."""
+        ...
+
+    def link_again(self) -> None:
+        """There was no link for a while: what may be lost of what was sent goes again."""
+        ...
 
 
 class Place(Protocol):
@@ -47,8 +59,8 @@ class Place(Protocol):
         """Keep to those of the client's offloads that the exit has too; which they are."""
         ...
 
-    def attach(self, link: Link, on_frame: Callable[[int, bytes], None]) -> Carrier:
-        """What takes the link over when it is started; `on_frame(kind, payload)` gets all that is not a packet."""
+    def attach(self, bundle: Bundle, on_frame: Callable[[int, bytes], None]) -> Carrier:
+        """What takes the links over when it is started; `on_frame(kind, payload)` gets all that is not a packet."""
         ...
 
     def set_virtual(self, pairs: Sequence[config.Pair]) -> None:
@@ -75,19 +87,38 @@ class Visitor:
 
 
 class Session:
-    """Runs until its link is lost, its client says goodbye, or this end does."""
+    """Runs until its client says goodbye, this end does, or it had no link for `linger` seconds.
 
-    def __init__(self, name: str, visitor: Visitor, place: Place, names: resolver.Counters) -> None:
+    `on_over(session, reason)` is called once, when all its links are closed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        visitor: Visitor,
+        place: Place,
+        names: resolver.Counters,
+        linger: float,
+        on_over: "Callable[[Session, str], None]",
+        *,
+        offload: bool,
+    ) -> None:
         self.name, self.visitor, self.place = name, visitor, place
-        self._names = names
+        self.terms: Terms
+        """What its client was granted, and each link of it is told."""
+        self.secret = b""
         self.since, self.began = datetime.now(UTC), time.monotonic()
-        self.gone = asyncio.Event()
-        """Its addresses are free again."""
-        self._link: Link | None = None
-        self._carrier: Carrier | None = None
-        self._resolver: resolver.Resolver | None = None
+        self._linger, self._on_over = linger, on_over
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._bundle = Bundle(offload=offload)
+        self._links = dict[Link, Heartbeat]()
+        self._resolver = resolver.Resolver(self._bundle, names)
+        self._carrier = place.attach(self._bundle, self._on_frame)
+        self._carrier.start()
+        self._reason: str | None = None
+        self._leaving: asyncio.TimerHandle | None = None
+        self.lingers_since: float | None = None
+        """When its last link was lost, by the loop's clock."""
         self._change: tuple[int, Sequence[tuple[str, str]]] | None = None
         self._changing: asyncio.TimerHandle | None = None
         self._rested = 0.0
@@ -95,49 +126,89 @@ class Session:
     @property
     def counters(self) -> Counters:
         """What was carried and dropped so far."""
-        return self._carrier.counters if self._carrier else Counters()
+        return self._carrier.counters
 
-    async def run(self, stream: Stream, early: bytes) -> str:
-        """Carry packets until the session ends; why it ended, in words for the log."""
-        link = self._link = Link(stream, self._on_lost, early)
-        asking = self._resolver = resolver.Resolver(link, self._names)
+    @property
+    def links(self) -> int:
+        """How many it has; none while it lingers."""
+        return len(self._links)
+
+    async def carry(self, stream: Stream, early: bytes, number: int) -> str:
+        """Have another link, until it is lost or the session is over; why, in words for the log."""
+        ended: asyncio.Future[str] = self._loop.create_future()
+
+        def end(error: TpvpnError) -> None:
+            if not ended.done():
+                ended.set_result(str(error))
+
+        if self._reason is not None:
+            return self._reason
+        if self._leaving:
+            self._leaving.cancel()
+        self.lingers_since = None
+        was_linked, link = self._bundle.is_linked, Link(stream, end, early)
+        self._links[link] = Heartbeat(link, self._bundle, IDLE, DEAD)
+        self._bundle.join(number, link)
+        if not was_linked:
+            self._carrier.link_again()
+        why = "the manager shuts down"
         try:
-            self._carrier = self.place.attach(link, self._on_frame)
-            self._carrier.start()
-            return await self._ended
+            why = await ended
+            return why
         finally:
-            if self._changing:
-                self._changing.cancel()
-            if self._carrier:
-                self._carrier.stop()
-            asking.close()
+            self._links.pop(link).stop()
             link.close()
+            self._bundle.drop(link)
+            self._wait_for_another(why)
+
+    def _wait_for_another(self, why: str) -> None:
+        if self._links:
+            return
+        if self._reason is not None:
+            self._finish()
+        elif not self._linger:
+            self.end(why)
+        else:
+            self.lingers_since = self._loop.time()
+            self._leaving = self._loop.call_later(self._linger, self.end, f"no link for {self._linger:g} s")
 
     def say_goodbye(self, reason: str, *, again: bool = False) -> None:
         """Tell the client that the session ends, and end it when the connection has taken that, or does not soon.
 
         `again`: the client may open it anew, here or at another manager.
         """
-        if self._link and self._carrier and self._resolver:
-            self._carrier.stop()
-            self._resolver.close()
-            self._link.send(frame.CONTROL, message.encode("goodbye", reason=reason, again=again))
-            if self._link.congested:
-                self._link.on_drained = partial(self.end, reason)
-                self._loop.call_later(GRACE, self.end, reason)
-                return
-        self.end(reason)
+        self._carrier.stop()
+        self._resolver.close()
+        for link in self._bundle.links:
+            link.send(frame.CONTROL, message.encode("goodbye", reason=reason, again=again))
+        if any(link.congested for link in self._links):
+            self._bundle.on_drained = partial(self.end, reason)
+            self._loop.call_later(GRACE, self.end, reason)
+        else:
+            self.end(reason)
 
     def end(self, reason: str) -> None:
         """End it without a word to the client."""
-        if not self._ended.done():
-            self._ended.set_result(reason)
+        if self._reason is not None:
+            return
+        self._reason = reason
+        for link in list(self._links):
+            link.fail(LinkLostError(reason))
+        if not self._links:
+            self._finish()
+
+    def _finish(self) -> None:
+        for timer in (self._leaving, self._changing):
+            if timer:
+                timer.cancel()
+        self._carrier.stop()
+        self._resolver.close()
+        assert self._reason is not None
+        self._on_over(self, self._reason)
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
-        if not self._link or not self._resolver:
-            return
         if kind == frame.CONTROL:
-            self._on_control(payload, self._link)
+            self._on_control(payload, self._bundle.speaking)
         elif kind == frame.DNS:
             self._resolver.ask(payload)
         # kinds of a later version are skipped (docs/protocol.md)
@@ -174,8 +245,4 @@ class Session:
         self._rested = now + REST * (now - began)
 
     def _answer(self, number: int, error: str | None) -> None:
-        if self._link:
-            self._link.send(frame.CONTROL, config.encode_answer(number, error))
-
-    def _on_lost(self, error: TpvpnError) -> None:
-        self.end(str(error))
+        self._bundle.send(frame.CONTROL, config.encode_answer(number, error))

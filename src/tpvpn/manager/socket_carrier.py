@@ -20,8 +20,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
+from tpvpn.bundle import Bundle
 from tpvpn.errors import ProtocolError
-from tpvpn.link import Link, Memory
+from tpvpn.link import Memory
 from tpvpn.manager.outbox import Outbox
 from tpvpn.manager.reach import SessionReach
 from tpvpn.manager.socket_flow import Flow, error_of, text_of
@@ -55,7 +56,7 @@ class SocketCarrier:
 
     def __init__(
         self,
-        link: Link,
+        bundle: Bundle,
         on_frame: Callable[[int, bytes], None],
         addresses: tuple[bytes | None, bytes | None],
         reach: SessionReach,
@@ -69,10 +70,10 @@ class SocketCarrier:
         self.counters = Counters()
         self.dropped: Counter[str] = Counter()
         self.loop = asyncio.get_running_loop()
-        self.outbox = Outbox(link, offload=offload)
+        self.outbox = Outbox(bundle, offload=offload)
         self.pool, self.mtu, self.offload = pool, mtu, offload
         self.shares: Shares[Flow] = Shares(BUFFER, MOST_BUFFER)
-        self._link, self._on_frame, self._addresses, self._reach = link, on_frame, addresses, reach
+        self._bundle, self._on_frame, self._addresses, self._reach = bundle, on_frame, addresses, reach
         self.table: FlowTable[bytes, Flow] = FlowTable(pool, now, rate=FLOW_RATE, burst=FLOW_BURST, half_open=HALF_OPEN)
         self._timers: Timers[Flow] = Timers()
         self._reassembler = Reassembler()
@@ -90,13 +91,18 @@ class SocketCarrier:
     # -- as the session sees it ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Take the link over."""
+        """Take the links over."""
         self._running = True
-        self._link.receive = self.receive
-        self._link.on_drained = self.resume
+        self._bundle.receive = self.receive
+        self._bundle.on_drained = self.resume
+
+    def link_again(self) -> None:
+        """There was no link for a while: what may be lost of what was sent goes again."""
+        for flow in list(self.table.flows.values()):
+            flow.link_again(self.clock())
 
     def stop(self) -> None:
-        """Close every socket; the link is its owner's to close."""
+        """Close every socket; the links are their owner's to close."""
         self._running = False
         if self._timer:
             self._timer.cancel()
@@ -109,7 +115,7 @@ class SocketCarrier:
     @property
     def congested(self) -> bool:
         """The link takes no packets now."""
-        return self._link.congested
+        return self._bundle.congested
 
     def answered(self) -> None:
         """A flow is half open no more."""
@@ -162,7 +168,7 @@ class SocketCarrier:
                 break
             if word <= MAX_PACKET and self._running:  # what comes behind a goodbye begins nothing
                 if packets & _LOOK == _LOOK and self.clock() > now + _TURN:
-                    self._link.leave()
+                    self._bundle.leave()
                     break
                 packets += 1
                 self._receive_packet(view[at + _HEADER : following], now)
@@ -336,7 +342,7 @@ class SocketCarrier:
         first, turns, outbox, now = self._first, self._turns, self.outbox, self.clock()
         if not outbox.room:  # datagrams have filled it
             outbox.flush()
-        while (first or turns) and outbox.room and not self._link.congested and self._running:
+        while (first or turns) and outbox.room and not self._bundle.congested and self._running:
             is_first = bool(first)
             flow, _ = (first if is_first else turns).popitem(last=False)
             # While others want more, one that asks again at once is one of them.

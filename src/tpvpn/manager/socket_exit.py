@@ -11,8 +11,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from tpvpn.bundle import Bundle
 from tpvpn.errors import PrivilegeError
-from tpvpn.link import Link
 from tpvpn.manager.addresses import AddressPool
 from tpvpn.manager.forwarding import ways_out
 from tpvpn.manager.policy import check_carried, destination
@@ -51,11 +51,11 @@ class SocketPlace:
         """Keep to those of these offloads that the exit has too; which they are."""
         return offloads & OFFLOADS
 
-    def attach(self, link: Link, on_frame: Callable[[int, bytes], None]) -> SocketCarrier:
+    def attach(self, bundle: Bundle, on_frame: Callable[[int, bytes], None]) -> SocketCarrier:
         """What turns the session's packets into sockets."""
         own = _packed(self.ipv4), _packed(self.ipv6)
         self._carrier = SocketCarrier(
-            link,
+            bundle,
             on_frame,
             own,
             self._reach,

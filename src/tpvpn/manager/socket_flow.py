@@ -46,6 +46,9 @@ class Flow(Timed, ABC):
     def advance(self, now: float) -> None:
         """The packets that came together are all there."""
 
+    def link_again(self, now: float) -> None:
+        """There was no link for a while: what it sent may be lost."""
+
     @abstractmethod
     def handle_timeout(self, now: float) -> None:
         """The time that it asked for has come."""

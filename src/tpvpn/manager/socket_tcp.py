@@ -163,6 +163,11 @@ class TcpFlow(Flow):
         self._owner.schedule(self, connection.next_timeout())
         return more
 
+    def link_again(self, now: float) -> None:
+        """What was on its way to the laptop may be lost."""
+        self._connection.resume(now)
+        self._owner.wants_turn(self)
+
     def handle_timeout(self, now: float) -> None:
         """One of the connection's timers has expired."""
         self._connection.handle_timeout(now)

@@ -6,6 +6,8 @@ by an HMAC over its own label, the hash of all frames so far and the hash of the
 - a fresh nonce of each side in the transcript, so that a proof cannot be replayed;
 - every byte of every frame in the transcript, so that nothing can be altered;
 - the certificate's hash, so that nobody between the ends can open the TLS connection and pass the proofs on.
+Both ends of a handshake then know a secret that nobody else has who knows the token: with it another link joins what
+the handshake opened.
 
     manager                                   client
       greeting  versions, nonce          ->
@@ -15,6 +17,7 @@ by an HMAC over its own label, the hash of all frames so far and the hash of the
 
 import hashlib
 import hmac
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +28,7 @@ from tpvpn.wire import frame
 VERSIONS = (1,)
 NONCE_LENGTH = 32
 CLIENT, MANAGER = b"tpvpn 1 client", b"tpvpn 1 manager"
+_SESSION, _RESUME = b"tpvpn 1 session", b"tpvpn 1 resume"
 _NO_PROOF = "0" * 64
 
 
@@ -59,6 +63,7 @@ class ClientSide(ABC):
         if self.version and what["type"] == self.answer:
             if not self._transcript.matches(MANAGER, payload, what):
                 raise ManagerError("the manager does not know this token: is it the right manager?")
+            self._transcript.add(payload)
             self._take(what)
             self.done = True
             return None
@@ -107,6 +112,17 @@ class Transcript:
         expected = self._proof(label, _exchange(payload, proof, _NO_PROOF))
         return hmac.compare_digest(proof.encode(errors="replace"), expected.encode())
 
+    def secret(self) -> bytes:
+        """What the two ends of this handshake have in common, when all its frames are there: 32 bytes."""
+        return self._tag(self._token, _SESSION)
+
+    def resume(self, secret: bytes) -> str:
+        """With the greeting alone in the transcript: proves that its writer has this secret of a handshake before."""
+        return self._tag(secret, _RESUME).hex()
+
+    def _tag(self, key: bytes, label: bytes) -> bytes:
+        return hmac.digest(key, label + self._hash.digest() + self._certificate_hash, "sha256")
+
     def _proof(self, label: bytes, payload: bytes) -> str:
         transcript = self._hash.copy()
         transcript.update(frame.encode(frame.CONTROL, payload))
@@ -134,8 +150,8 @@ def check_version(request: message.Message, versions: Sequence[int]) -> int:
 def check_nonce(what: message.Message) -> None:
     """ProtocolError unless there is a nonce of the right length."""
     nonce = message.member(what, "nonce", str)
-    if len(nonce) != 2 * NONCE_LENGTH:
-        raise ProtocolError(f"the {what['type']} of the other end has a nonce of {len(nonce)} digits")
+    if not re.fullmatch(rf"[0-9a-f]{{{2 * NONCE_LENGTH}}}", nonce):
+        raise ProtocolError(f"the {what['type']} of the other end has no nonce of {2 * NONCE_LENGTH} digits")
 
 
 def _listed(versions: Sequence[int]) -> str:

@@ -6,11 +6,15 @@ It knows nothing of sockets: frames' payloads in, frames' payloads out; the nonc
       greeting  versions, nonce          ->
                                          <-   hello    version, nonce, name, offer, proof
       welcome   session, terms, proof    ->
+
+A session outlives the link that opened it. Another one joins it by the same handshake: its hello names the session, and
+proves to have its secret. What the manager welcomes it to is the same session, or a new one when it has that no more.
 """
 
+import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from tpvpn.errors import ProtocolError
@@ -28,6 +32,8 @@ VIRTUAL4 = ipaddress.IPv4Network("246.128.0.0/9")
 VIRTUAL6 = ipaddress.IPv6Network("fd74:7077::/32")
 """Where a client's virtual subnets are, which a manager maps to the cluster's own (proto/config)."""
 Space = ipaddress.IPv4Network | ipaddress.IPv6Network
+MOST_LINKS = 8
+"""Of a session; they are numbered from 0."""
 _LEAST_MTU4, _LEAST_MTU6 = 576, 1280  # RFC 791 section 3.2, RFC 8200 section 5
 
 
@@ -41,7 +47,11 @@ class Offer:
     ipv6: str | None = None
     offloads: list[str] = field(default_factory=list[str])
     session: str | None = None
-    """The session that this one takes the place of: its link is lost, of which the manager may not know yet."""
+    """The session that this link is to belong to."""
+    link: int = 0
+    """Its number there; it takes the place of one that has the same."""
+    resume: str | None = None
+    """Proves that the client has the session's secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +87,46 @@ class Terms:
         return " and ".join(f"IPv{family[-1]}" for family, carried in self.ping.items() if not carried)
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A session as its client has it."""
+
+    terms: Terms
+    secret: bytes
+
+    def wanted(self, offer: Offer, link: int) -> Offer:
+        """The offer with which a link of that number joins the session, or has one of the same addresses."""
+        terms = self.terms
+        return replace(offer, ipv4=terms.ipv4, ipv6=terms.ipv6, session=terms.session, link=link)
+
+
 class ClientHandshake(ClientSide):
-    """The client's side; when it is done `terms` is set."""
+    """The client's side; when it is done `held` is set. `secret`: of the session that the offer names."""
 
     request, answer = "hello", "welcome"
 
     def __init__(
-        self, token: bytes, certificate_hash: bytes, nonce: bytes, offer: Offer, versions: Sequence[int] = VERSIONS
+        self,
+        token: bytes,
+        certificate_hash: bytes,
+        nonce: bytes,
+        offer: Offer,
+        secret: bytes | None = None,
+        versions: Sequence[int] = VERSIONS,
     ) -> None:
         super().__init__(token, certificate_hash, nonce, versions)
-        self.terms: Terms | None = None
-        self._offer = offer
+        self.held: Held | None = None
+        self._offer, self._secret = offer, secret
 
     def _asked(self) -> Mapping[str, object]:
-        return asdict(self._offer)
+        if self._secret is None:
+            return asdict(self._offer)
+        return asdict(replace(self._offer, resume=self._transcript.resume(self._secret)))
 
     def _take(self, answer: message.Message) -> None:
-        self.terms = _terms(answer)
+        terms = _terms(answer)
+        joined = self._secret if terms.session == self._offer.session else None
+        self.held = Held(terms, joined or self._transcript.secret())
 
 
 class ManagerHandshake:
@@ -108,7 +141,8 @@ class ManagerHandshake:
         self.version = 0
         self._versions = versions
         self._transcripts = {name: Transcript(token, certificate_hash) for name, token in tokens.items()}
-        for transcript in self._transcripts.values():
+        self._greeted = Transcript(b"", certificate_hash)
+        for transcript in (*self._transcripts.values(), self._greeted):
             transcript.add(self.greeting)
 
     def receive(self, payload: bytes) -> Offer | Question:
@@ -130,6 +164,15 @@ class ManagerHandshake:
         self._transcripts[self.user].add(payload)
         return asked
 
+    def resumes(self, offer: Offer, secret: bytes) -> bool:
+        """Whether the client proved to have the secret of the session that it names."""
+        return hmac.compare_digest(self._greeted.resume(secret).encode(), (offer.resume or "").encode(errors="replace"))
+
+    @property
+    def secret(self) -> bytes:
+        """Of the session that was welcomed."""
+        return self._transcripts[self.user].secret()
+
     def welcome(self, terms: Terms) -> bytes:
         """The welcome to send, with this end's proof."""
         return self._transcripts[self.user].prove(MANAGER, "welcome", asdict(terms))
@@ -150,7 +193,16 @@ def _offer(hello: message.Message) -> Offer:
         ipv6=_address(hello, "ipv6", 6),
         offloads=_offloads(hello),
         session=message.optional(hello, "session", str),
+        link=_link(hello),
+        resume=message.optional(hello, "resume", str),
     )
+
+
+def _link(hello: message.Message) -> int:
+    number = message.member(hello, "link", int)
+    if not 0 <= number < MOST_LINKS:
+        raise ProtocolError(f"the client numbers a link {str(number)[:20]}: there are {MOST_LINKS}, from 0")
+    return number
 
 
 def _terms(welcome: message.Message) -> Terms:

@@ -22,6 +22,9 @@ from tpvpn.transport.upgrade import upgrade
 CONNECT_TIMEOUT = 10.0
 """Seconds for a connection, its TLS handshake and the upgrade together."""
 
+AGAIN = 1.0
+"""Seconds between two tries to connect, as long as none is answered."""
+
 NOT_SENT_LOW_WATER = 128 << 10
 """Bytes not yet sent after which the kernel takes no more: they are the queue that a ping waits in."""
 DEAD_AFTER = 15
@@ -92,10 +95,8 @@ class Direct:
         """The manager's URL."""
         return self.endpoint.url
 
-    @property
-    def patience(self) -> float:
-        """It may be anyone's: a link that is lost is the end."""
-        return 0.0
+    def stay(self, pod: str) -> None:
+        """There is one only."""
 
     @property
     def purpose(self) -> str:
@@ -164,7 +165,28 @@ async def _dial(endpoint: Endpoint, address: str) -> tuple[Stream, bytes]:
 
 
 async def connect(address: str, port: int) -> socket.socket:
-    """A connection for a link to be; OSError."""
+    """A connection for a link to be, as soon as the path is there; OSError when it is refused.
+
+    A SYN that was lost is repeated by the kernel after 1, 3 and 7 s: another try begins every second, and the first
+    one to be answered is taken.
+    """
+    tries: set[asyncio.Task[socket.socket]] = set()
+    try:
+        while True:
+            tries.add(asyncio.create_task(_connect(address, port)))
+            done, _ = await asyncio.wait(tries, timeout=AGAIN, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                tries.remove(answered := done.pop())
+                return answered.result()
+    finally:
+        for one in tries:
+            one.cancel()
+        for late in await asyncio.gather(*tries, return_exceptions=True):
+            if isinstance(late, socket.socket):
+                late.close()
+
+
+async def _connect(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ipaddress.ip_address(address.partition("%")[0]).version == 6 else socket.AF_INET
     connecting = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
