@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tpvpn.errors import ManagerError, ProtocolError, TpvpnError
 from tpvpn.proto import message
-from tpvpn.proto.session import ClientHandshake, ManagerHandshake, Offer, RefusedError, Terms
+from tpvpn.proto.session import ClientHandshake, Held, ManagerHandshake, Offer, RefusedError, Terms
 
 TOKEN = b"0123456789abcdef"
 NO_TLS = bytes(32)
@@ -186,3 +186,118 @@ def test_which_families_have_ping(facts: dict[str, object], ping: dict[str, bool
     terms = replace(TERMS, exit={"ipv4": "socket", "ipv6": "socket"}, facts=facts)
     assert (terms.ping, terms.without_ping) == (ping, without)
     assert list(replace(terms, exit={"ipv4": None, "ipv6": "kernel"}).ping) == ["ipv6"]
+
+
+# -- a session that outlives its links ---------------------------------------------------------------------------------
+
+
+def opened() -> tuple[Held, bytes]:
+    """A session as its client has it, and its secret at the manager."""
+    one, other = client(), manager()
+    other.receive(hello_of(one, other))
+    one.receive(other.welcome(TERMS))
+    assert one.held is not None
+    return one.held, other.secret
+
+
+def joining(held: Held, secret: bytes, token: bytes = TOKEN, link: int = 1) -> ClientHandshake:
+    return ClientHandshake(token, NO_TLS, secrets.token_bytes(32), held.wanted(OFFER, link), secret)
+
+
+def test_both_ends_have_the_same_secret_and_each_session_another() -> None:
+    held, secret = opened()
+    assert held.secret == secret
+    assert len(secret) == 32
+    assert opened()[1] != secret
+
+
+def test_a_link_joins_by_the_secret() -> None:
+    held, secret = opened()
+    one, other = joining(held, held.secret, link=3), manager()
+    asked = other.receive(hello_of(one, other))
+    assert isinstance(asked, Offer)
+    assert (asked.session, asked.link, asked.ipv4, asked.ipv6) == ("s1", 3, TERMS.ipv4, TERMS.ipv6)
+    assert other.resumes(asked, secret)
+    one.receive(other.welcome(TERMS))
+    assert one.held == held, "the secret stays that of the session"
+
+
+def test_a_manager_that_has_forgotten_it_begins_another_with_another_secret() -> None:
+    held, _ = opened()
+    one, other = joining(held, held.secret), manager()
+    other.receive(hello_of(one, other))
+    one.receive(other.welcome(replace(TERMS, session="s2")))
+    assert one.held == Held(replace(TERMS, session="s2"), other.secret)
+    assert one.held.secret != held.secret
+
+
+def test_nobody_joins_who_has_the_token_alone() -> None:
+    held, secret = opened()
+    for guess in (b"", bytes(32), TOKEN, secrets.token_bytes(32)):
+        other = manager()
+        asked = other.receive(hello_of(joining(held, guess), other))
+        assert isinstance(asked, Offer)
+        assert not other.resumes(asked, secret)
+    other = manager()
+    asked = other.receive(hello_of(client(), other))
+    assert isinstance(asked, Offer)
+    assert not other.resumes(asked, secret)
+
+
+def test_a_proof_of_the_secret_is_good_for_one_greeting() -> None:
+    """One who has the token, and saw the proof of another link, has nothing of it."""
+    held, secret = opened()
+    other = manager()
+    seen = json.loads(hello_of(joining(held, held.secret), other))["resume"]
+
+    class Replaying(ClientHandshake):
+        def _asked(self):
+            return {**super()._asked(), "resume": seen}
+
+    later = manager()
+    thief = Replaying(TOKEN, NO_TLS, secrets.token_bytes(32), held.wanted(OFFER, 0))
+    asked = later.receive(hello_of(thief, later))
+    assert isinstance(asked, Offer)
+    assert asked.resume == seen
+    assert not later.resumes(asked, secret)
+
+
+def test_neither_secret_nor_token_crosses_the_wire_of_a_link() -> None:
+    held, secret = opened()
+    one, other = joining(held, held.secret), manager()
+    hello = hello_of(one, other)
+    other.receive(hello)
+    spoken = other.greeting + hello + other.welcome(TERMS)
+    for hidden in (TOKEN, TOKEN.hex().encode(), secret, secret.hex().encode()):
+        assert hidden not in spoken
+
+
+@pytest.mark.parametrize("member", [{"link": 8}, {"link": -1}, {"link": "0"}, {"link": True}, {"link": None},
+                                    {"resume": 5}, {"resume": ["x"]}, {"session": 7}])  # fmt: skip
+def test_a_hello_that_makes_no_sense_is_refused(member: dict[str, object]) -> None:
+    class Odd(ClientHandshake):
+        def _asked(self):
+            return {**super()._asked(), **member}
+
+    other = manager()
+    with pytest.raises(ProtocolError):
+        other.receive(hello_of(Odd(TOKEN, NO_TLS, secrets.token_bytes(32), OFFER), other))
+
+
+@given(st.text(max_size=80))
+def test_whatever_stands_for_the_proof_is_none(text: str) -> None:
+    class Odd(ClientHandshake):
+        def _asked(self):
+            return {**super()._asked(), "session": "s1", "resume": text}
+
+    other = manager()
+    asked = other.receive(hello_of(Odd(TOKEN, NO_TLS, secrets.token_bytes(32), OFFER), other))
+    assert isinstance(asked, Offer)
+    assert not other.resumes(asked, secrets.token_bytes(32))
+
+
+@pytest.mark.parametrize("nonce", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, "0" * 62 + "\\u", 64])
+def test_a_nonce_is_64_hexadecimal_digits(nonce: object) -> None:
+    greeting = message.encode("greeting", versions=[1], nonce=nonce)
+    with pytest.raises(ProtocolError):
+        client().receive(greeting)

@@ -37,7 +37,7 @@ class Liveness:
             self._heard_at, self._asked_at, self._spoke_at = now, None, None
         if spoke and self._spoke_at is None:
             self._spoke_at = now
-        if slept and not heard:
+        if slept:
             return self.urge(now)
         if self._asked_at is not None:
             return False
