@@ -275,8 +275,8 @@ class Engine:
         """Bring the session at the manager, which may be a new one, and what is open through it to one state."""
         if self._is_new:
             count = await self._helper.reset_all()
-            connections = f"{count} connection{'' if count == 1 else 's'}"
-            self._say(f"the manager had forgotten the session: a new one has begun, and {connections} were reset")
+            reset = "1 connection was" if count == 1 else f"{count} connections were"
+            self._say(f"the manager had forgotten the session: a new one has begun, and {reset} reset")
             self._is_new = False
         if self._router.virtual != self._mapped:
             await self._set_virtual(self._router.virtual)

@@ -51,6 +51,7 @@ def _text(status: dict[str, Any]) -> str:
         f"{status['name']}: {status['state']} since {status['since']}, process {status['pid']}",
         f"  manager   {manager['endpoint']}, exit {manager['exit']}, MTU {manager['mtu']}",
         *(f"  ping      unsupported over {one}: {_NO_PING}" for one, carried in manager["ping"].items() if not carried),
+        f"  links     {status['links']}, connected again {status['reconnects']} times",
         f"  device    {status['device']} with {', '.join(status['addresses'])}",
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
