@@ -141,6 +141,14 @@ class Client(Wire):
                 self.send(frame.CONTROL, answer)
         self.held, self.terms = handshake.held, handshake.held.terms
 
+    def receive(self, patience: float = Wire.patience) -> tuple[int, bytes]:
+        """The next frame but for pings, which it answers."""
+        while True:
+            kind, payload = super().receive(patience)
+            if kind != frame.CONTROL or b'"type":"ping"' not in payload:
+                return kind, payload
+            self.say("pong", id=message.decode(payload)["id"])
+
     def upgrade(self) -> None:
         self.socket.sendall(UPGRADE)
         assert b" 101 " in self.head()

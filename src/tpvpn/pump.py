@@ -111,10 +111,16 @@ class Pump:
         self._loop.remove_reader(self._tun.fd)
 
     def _on_prompt(self) -> None:
-        self._send(self._read(self._read_prompt, 0))
+        if self._bundle.congested:  # by a control frame, or since the other end is silent: nothing is read to be lost
+            self._pause()
+        else:
+            self._send(self._read(self._read_prompt, 0))
 
     def _on_tun(self) -> None:
-        self._send(self._read(self._read_queue, self._read(self._read_prompt, 0)))
+        if self._bundle.congested:
+            self._pause()
+        else:
+            self._send(self._read(self._read_queue, self._read(self._read_prompt, 0)))
 
     def _read(self, readinto: Callable[[memoryview], int | None], at: int) -> int:
         """Read one queue's share of a batch into the buffer from `at`; where it ends."""

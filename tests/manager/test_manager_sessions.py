@@ -55,20 +55,6 @@ def ask(laptop: Laptop, manager: Manager, user: str, *words: str, url: str = "",
     return Asked(done.returncode, done.stdout, done.stderr)
 
 
-def test_a_session_that_comes_again_has_the_place_of_its_lost_one(manager: Manager) -> None:
-    with manager.session(TOKENS["ann"]) as lost, manager.session(TOKENS["bob"]) as foreign:
-        wanted = {"session": lost.terms.session, "ipv4": lost.terms.ipv4}
-        with manager.session(TOKENS["bob"], **wanted) as other:
-            assert other.terms.ipv4 != lost.terms.ipv4
-            assert lost.echo()
-        with manager.session(TOKENS["ann"], **wanted) as again:
-            assert again.terms.ipv4 == lost.terms.ipv4
-            assert ended(lost.socket, 2) < 1
-            assert again.echo()
-            assert foreign.echo()
-    manager.says('reason="its client is here again"')
-
-
 def test_a_user_sees_his_own_and_the_admin_all(laptop: Laptop, manager: Manager) -> None:
     with manager.session(name="one") as one, manager.session(TOKENS["bob"], "other"):
         assert one.echo()
