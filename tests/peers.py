@@ -384,7 +384,8 @@ class Laptop:
         return Ended(client.returncode, said)
 
     def failing(self, url: str, *options: str, seconds: float = 10, **rest: object) -> Ended:
-        """A client that is to end by itself."""
+        """A client that is to end by itself, with its first connection at the latest."""
+        options = (*options, "--give-up-after", "0")
         return self.ended(self.connect(url, *options, **rest), seconds)  # type: ignore[arg-type]
 
     def status(self) -> dict[str, object]:
