@@ -110,7 +110,7 @@ def children(session: Session) -> list[int]:
 def test_the_manager(laptop: Laptop, before: str) -> None:
     node = "ip -n {0} link; ip -n {0} rule; ip -n {0} route show table all; ip netns exec {0} nft list ruleset"
     node = node.format(laptop.lab.namespace("node"))
-    with laptop.connected(*ALLOW) as session:
+    with laptop.connected(*ALLOW, "--give-up-after", "0") as session:
         assert EXIT != "kernel" or {"tpvpn", "116"} <= set(re.split(r"\W", laptop.sh(node)))
         kill(laptop.process("node", "manager"))
         try:
