@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tpvpn.dns.policy import Naming
-from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError
-from tpvpn.helper.client import Claimed, HelperClient
+from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
+from tpvpn.helper.client import Claimed, HelperClient, clean_up
 from tpvpn.host_resolver import Mode
 from tpvpn.keeper import Keeper, Patience
 from tpvpn.namer import Namer
@@ -128,12 +128,18 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def _helped(self) -> AsyncGenerator[None]:
-        """The helper, with this session's name, device and table claimed; at the end it has undone everything."""
+        """The helper, with this session's name, device and table claimed; at the end it has undone everything.
+
+        When it was ended, another one does, if that can be had without asking anybody.
+        """
         self._helper = await self._start_helper()
         try:
             self._claimed: Claimed = await self._helper.claim(self._settings.name)
             yield
         finally:
+            if self._helper.closed.done():
+                with contextlib.suppress(TpvpnError):
+                    await clean_up(ask=False)
             await self._helper.close()
 
     def _close(self) -> None:

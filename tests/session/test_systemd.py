@@ -104,3 +104,23 @@ def test_a_conflict_ends_it_for_good(laptop: Laptop, user: User, systemd: System
     eventually(lambda: systemd.property(SERVICE, "ActiveState") == "failed", 10, "it has ended")
     assert systemd.property(SERVICE, "ExecMainStatus") == "3", said(user)
     laptop.is_as(before)
+
+
+def test_one_that_hangs_is_ended_and_begins_anew(laptop: Laptop, user: User, systemd: Systemd, tmp_path: Path) -> None:
+    """SIGSTOP stands in for a loop that turns no more."""
+    before = laptop.state()
+    (tmp_path / f"{SERVICE}.d" / "watchdog.conf").write_text(
+        "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\nRestartSec=1\n"
+    )
+    assert systemd.run("systemctl", "daemon-reload").returncode == 0
+    started = systemd.run("systemctl", "start", SERVICE)
+    assert started.returncode == 0, started.stderr + said(user)
+    main = systemd.property(SERVICE, "MainPID")
+    eventually(lambda: systemd.property(SERVICE, "WatchdogTimestampMonotonic") != "0", 5, "it says that it lives")
+    assert systemd.run("kill", "-STOP", main).returncode == 0
+    eventually(lambda: systemd.property(SERVICE, "Result") == "watchdog", 10, "systemd has ended it")
+    eventually(lambda: systemd.property(SERVICE, "SubState") == "running", 15, "it runs again")
+    assert systemd.property(SERVICE, "MainPID") not in (main, "0")
+    laptop.reaches("cluster", CLUSTER)
+    assert systemd.run("systemctl", "stop", SERVICE).returncode == 0
+    laptop.is_as(before, 3)

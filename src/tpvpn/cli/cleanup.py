@@ -21,7 +21,9 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import asyncio
 
-    removed = asyncio.run(_cleanup())
+    from tpvpn.helper.client import clean_up
+
+    removed = asyncio.run(clean_up())
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.cleanup/1", "removed": removed}, indent=1))
         return 0
@@ -30,13 +32,3 @@ def _run(arguments: argparse.Namespace) -> int:
     if not removed:
         print("nothing was left behind")
     return 0
-
-
-async def _cleanup() -> list[str]:
-    from tpvpn.helper.client import start_helper
-
-    helper = await start_helper()
-    try:
-        return await helper.cleanup()
-    finally:
-        await helper.close()

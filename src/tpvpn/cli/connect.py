@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpvpn.cli import Commands, say
+from tpvpn.cli import Commands, notify, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, manager_options, request_of
 from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster
@@ -275,6 +275,5 @@ def _announce(ready_fd: int | None) -> None:
         with contextlib.suppress(OSError):
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
-    if service := os.environ.get("NOTIFY_SOCKET"):  # sd_notify(3)
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.sendto(b"READY=1", "\0" + service[1:] if service.startswith("@") else service)
+    notify.tell(notify.READY)
+    notify.keep_telling()

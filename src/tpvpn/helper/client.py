@@ -207,15 +207,24 @@ def _chunks(items: Sequence[_Item], limit: int) -> list[tuple[_Item, ...]]:
     return [tuple(items[start : start + limit]) for start in range(0, len(items), limit)]
 
 
-async def start_helper() -> HelperClient:
+async def clean_up(*, ask: bool = True) -> list[str]:
+    """Undo what dead sessions left, in words. PrivilegeError when the rights for it cannot be had."""
+    helper = await start_helper(ask=ask)
+    try:
+        return await helper.cleanup()
+    finally:
+        await helper.close()
+
+
+async def start_helper(*, ask: bool = True) -> HelperClient:
     """Start the root helper; this process is an ordinary user's when it returns, unless that is root.
 
-    PrivilegeError when the rights for it cannot be had.
+    `ask`: sudo may want a password of whoever sits at the terminal. PrivilegeError when the rights cannot be had.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with theirs:
-            await _launch(theirs)
+            await _launch(theirs, ask)
         rights.give_up()
         return HelperClient(ours)
     except BaseException:
@@ -223,9 +232,9 @@ async def start_helper() -> HelperClient:
         raise
 
 
-async def _launch(connection: socket.socket) -> None:
+async def _launch(connection: socket.socket, ask: bool) -> None:
     """Run the command that puts the helper into the background, and wait for it to end."""
-    sudo = () if rights.held() else ("sudo", "--") if _has_terminal() else ("sudo", "-n", "--")
+    sudo = () if rights.held() else ("sudo", "--") if ask and _has_terminal() else ("sudo", "-n", "--")
     try:
         # What starts it may wait for a password: the loop goes on meanwhile.
         command = await asyncio.create_subprocess_exec(
