@@ -44,6 +44,7 @@ class Heartbeat:
         if self._liveness.look(now, heard=heard, spoke=spoke):
             self._ask()
         self._tell(self._liveness.is_silent(now))
+        link.check()
         if self._liveness.is_dead(now):
             link.fail(LinkLostError(f"the other end did not answer for {self._dead:.0f} s"))
 

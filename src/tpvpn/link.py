@@ -12,6 +12,8 @@ queue behind it, between frames.
 
 import asyncio
 import mmap
+import os
+import socket
 import ssl
 from collections.abc import Callable
 
@@ -88,6 +90,12 @@ class Link:
         """Have what waits in memory of its own: the caller's is wanted elsewhere."""
         if self._unsent:
             self._unsent = memoryview(bytes(self._unsent))
+
+    def check(self) -> None:
+        """Take note of an error that came together with the last bytes: of that a loop tells once (uvloop's UVPoll)."""
+        number = 0 if self._closed else self.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._lose(_lost(OSError(number, os.strerror(number))))
 
     def fail(self, error: TpvpnError) -> None:
         """The link is lost, for a reason that the stream does not know."""
