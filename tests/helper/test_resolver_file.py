@@ -57,13 +57,17 @@ def trace() -> dict[str, object]:
     """All that is there of the file and near it: where it leads, what is in it, mode, owner, extended attributes."""
     found = dict[str, object]()
     for path in sorted([*Path("/etc").glob("*resolv.conf*"), *VPNC.parent.glob("*")]):
-        state = path.lstat()
-        what = os.readlink(path) if path.is_symlink() else path.read_bytes()
-        attributes = {
-            name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
-        }
-        found[str(path)] = (what, state.st_mode, state.st_uid, state.st_gid, attributes)
+        with contextlib.suppress(FileNotFoundError):  # it goes while it is looked at
+            found[str(path)] = _trace_of(path)
     return found
+
+
+def _trace_of(path: Path) -> object:
+    state = path.lstat()
+    what = os.readlink(path) if path.is_symlink() else path.read_bytes()
+    names = os.listxattr(path, follow_symlinks=False)
+    attributes = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+    return what, state.st_mode, state.st_uid, state.st_gid, attributes
 
 
 def named() -> list[str]:
