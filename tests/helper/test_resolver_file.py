@@ -4,6 +4,7 @@ The helper is a real process in a network and a mount namespace of the test's ow
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import select
