@@ -6,6 +6,7 @@ lives: a journal that can be locked belongs to nobody any more. What a crash cut
 since lines are written first; undoing what was never done is harmless.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -31,7 +32,10 @@ class JournalBusyError(UsageError):
 
 
 class Journal:
-    """An open and locked journal. JournalBusyError when a living session holds it."""
+    """An open and locked journal. JournalBusyError when a living session holds it.
+
+    What cannot be written down raises OSError, and is not to be done.
+    """
 
     def __init__(self, path: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -78,7 +82,10 @@ class Journal:
         return [Operation("remove", target) for target in rules[::-1] + routes[::-1]]
 
     def _append(self, line: str) -> None:
-        os.write(self._fd, line.encode() + b"\n")
+        data, size = line.encode() + b"\n", os.fstat(self._fd).st_size
+        if os.write(self._fd, data) < len(data):  # a disk that is full took a part
+            os.ftruncate(self._fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _read(self) -> tuple[Session | None, list[Operation]]:
         text = os.pread(self._fd, os.fstat(self._fd).st_size, 0).decode(errors="replace")

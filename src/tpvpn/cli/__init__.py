@@ -5,6 +5,7 @@ the exit code. Heavy libraries are imported by the command that needs them: `tpv
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -33,8 +34,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """A line for the user, beside what the command prints."""
-    print(f"tpvpn: {text}", file=sys.stderr, flush=True)
+    """A line for the user, beside what the command prints; nobody hears it where that takes nothing (a full disk)."""
+    with contextlib.suppress(OSError):
+        print(f"tpvpn: {text}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

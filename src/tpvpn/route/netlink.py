@@ -12,7 +12,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -72,12 +72,22 @@ _IPV6_SWITCH = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 async def read_view() -> View:
     """All that the kernel would look at, in this network namespace. OSError when there is no rtnetlink at all."""
-    return await _apart(_read_view())
+    return await asyncio.to_thread(_run, _read_view)
 
 
-async def _apart(reading: Coroutine[Any, Any, T]) -> T:
-    """Run it on a stock event loop in a thread: uvloop, which carries the packets, takes no netlink sockets."""
-    return await asyncio.to_thread(asyncio.run, reading)
+def _run(reading: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run it on a stock event loop, in a thread: uvloop, which carries the packets, takes no netlink sockets."""
+    with asyncio.Runner(loop_factory=_StockLoop) as runner:
+        runner.get_loop()  # OSError without descriptors, before there is a coroutine that nobody awaits
+        return runner.run(reading())
+
+
+class _StockLoop(asyncio.SelectorEventLoop):
+    """One that could not be made for lack of descriptors says nothing more of it on standard error."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ssock"):
+            super().__del__()
 
 
 async def _read_view() -> View:
