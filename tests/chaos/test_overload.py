@@ -59,6 +59,7 @@ def test_a_client_without_descriptors_waits_for_some(laptop: Laptop) -> None:
         laptop.reaches("cluster", CLUSTER4)
 
 
+@at_the_kernel_exit  # with sockets it is another user's process, whose limits are not ours to set
 def test_a_manager_without_descriptors_keeps_who_is_there(laptop: Laptop) -> None:
     manager = laptop.process("node", "manager")
     with laptop.connected() as session:
