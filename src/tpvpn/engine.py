@@ -116,11 +116,12 @@ class Engine:
             await self._router.look_closer(self._helper, self._claimed)
             if warning := transport.warning(addresses):
                 self._say(f"warning: {warning}")
-            self._held, stream, early = await self._reach_manager(addresses, 0)
+            held, stream, early = await self._reach_manager(addresses, 0)
             stack.callback(stream.close)
-            link = await self._open_device(stack, stream, early)
+            terms = self._hold(held)
+            link = await self._open_device(stack, terms, stream, early)
             self._router.on_plan = self._namer.follow_plan
-            await self._router.attach(self._held.terms, self._set_virtual)
+            await self._router.attach(terms, self._set_virtual)
             await self._namer.start(self._helper, self._addresses)
             self._state = "ready"
             ready.set()
@@ -138,7 +139,7 @@ class Engine:
             yield
         finally:
             if self._helper.closed.done():
-                with contextlib.suppress(TpvpnError):
+                with contextlib.suppress(TpvpnError, OSError):
                     await clean_up(ask=False)
             await self._helper.close()
 
@@ -161,17 +162,23 @@ class Engine:
         except BaseException:
             stream.close()
             raise
-        settings.transport.stay(held.terms.pod)
         self._router.change(settings.wishes.request)
         self._namer.want(settings.wishes.naming)
-        if not had or had.terms.session != held.terms.session:
-            self._say(f"manager {held.terms.pod} took us in by {settings.transport.name}")
         return held, stream, early
 
-    async def _open_device(self, stack: contextlib.AsyncExitStack, stream: Stream, early: bytes) -> ClientLink:
+    def _hold(self, held: Held) -> Terms:
+        """The session is ours from now on; its terms."""
+        had, self._held = self._held, held
+        transport, terms = self._settings.transport, held.terms
+        transport.stay(terms.pod)
+        if not had or had.terms.session != terms.session:
+            self._say(f"manager {terms.pod} took us in by {transport.name}")
+        return terms
+
+    async def _open_device(
+        self, stack: contextlib.AsyncExitStack, terms: Terms, stream: Stream, early: bytes
+    ) -> ClientLink:
         """Open the TUN with the addresses that the manager gave, and let packets flow."""
-        assert self._held
-        terms = self._held.terms
         if silent := terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
         self._tun, self._addresses = tun, _ = await self._helper.open_tun(
@@ -256,10 +263,10 @@ class Engine:
                     await stream.send_all(GOODBYE)
                 stream.close()
                 raise
-            self._held = held
+            self._hold(held)
             link = self._tunnel.join(number, stream, early)
             try:
-                await self._begin()
+                await self._begin(link)
             except BaseException:
                 link.close()
                 raise
@@ -277,9 +284,10 @@ class Engine:
             raise SessionEndedError("the manager has other addresses for this laptop by now: connect again")
         self._is_new, self._mapped = True, []
 
-    async def _begin(self) -> None:
+    async def _begin(self, link: ClientLink) -> None:
         """Bring the session at the manager, which may be a new one, and what is open through it to one state."""
         if self._is_new:
+            self._tunnel.leave_others(link)
             count = await self._helper.reset_all()
             reset = "1 connection was" if count == 1 else f"{count} connections were"
             self._say(f"the manager had forgotten the session: a new one has begun, and {reset} reset")

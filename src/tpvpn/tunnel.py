@@ -140,6 +140,12 @@ class Tunnel:
         link.lost.add_done_callback(lambda lost: self._on_lost(link, lost.result()))
         return link
 
+    def leave_others(self, link: ClientLink) -> None:
+        """This link is of a new session: the others are of one that is over, whatever they say still."""
+        for other in self._links:
+            if other is not link:
+                other.fail(LinkLostError("the session has begun anew"))
+
     def _on_lost(self, link: ClientLink, error: TpvpnError) -> None:
         self._links = [one for one in self._links if one is not link]
         if not self.is_linked:

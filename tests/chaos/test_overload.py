@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from faults import cut
-from laptop import ALLOWED, CLUSTER4, Laptop
+from laptop import ALLOWED, CLUSTER4, Laptop, at_the_kernel_exit
 
 from peers import eventually
 from pod import inside

@@ -126,9 +126,13 @@ class Kubernetes:
         if KIND:  # its kubelet does
             subprocess.run(["docker", "exec", f"{KIND}-control-plane", "pkill", "kube-apiserver"], check=True)
             return
-        pid = int((CACHE / "state" / "run" / "apiserver.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        subprocess.run([Path(__file__).parents[1] / "cluster" / "up"], check=True, timeout=120)
+        self.restart("apiserver")
+
+    def restart(self, *components: str) -> None:
+        """Kill them, and start them again."""
+        for name in components:
+            os.kill(int((CACHE / "state" / "run" / f"{name}.pid").read_text()), signal.SIGKILL)
+        subprocess.run([Path(__file__).parents[1] / "cluster" / "up"], check=True, timeout=120, capture_output=True)
 
     def kubectl(self, *words: str, input: str | None = None) -> str:
         """What kubectl printed; it must succeed."""

@@ -62,9 +62,10 @@ def reaches(laptop: KubernetesLaptop) -> bool:
     return laptop.run("curl", "--silent", "--max-time", "5", health).stdout == "OK"
 
 
-async def start_manager(namespace: str, idle: int, kept: int) -> None:
+async def start_manager(namespace: str, linger: int, idle: int, kept: int) -> None:
     """The admin's own ephemeral manager, which is less patient than usual."""
     with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(manifest, "LINGER", linger)
         patching.setattr(manifest, "IDLE", idle)
         patching.setattr(manifest, "KEPT", kept)
         async with opened(Access(kubeconfig=str(ADMIN))) as cluster:
@@ -73,7 +74,7 @@ async def start_manager(namespace: str, idle: int, kept: int) -> None:
 
 def test_a_killed_session_leaves_nothing_and_its_manager_ends_by_itself(laptop: KubernetesLaptop) -> None:
     with inside(laptop.namespace):
-        asyncio.run(start_manager(laptop.manager[-1], idle=5, kept=1))
+        asyncio.run(start_manager(laptop.manager[-1], linger=2, idle=3, kept=1))
     before = laptop.state()
     (pod,) = made(laptop, "pods")
     with laptop.connected() as session:

@@ -148,10 +148,12 @@ def test_the_api_server_may_restart(installed: Kubernetes) -> None:
 
         def is_there_again() -> bool:
             (now,) = json.loads(installed.tpvpn("status", "--output", "json").stdout)["sessions"]
-            return now["manager"]["session"] != before["manager"]["session"] and is_reached(installed)
+            return now["reconnects"] > 0 and now["state"] == "ready" and is_reached(installed)
 
         eventually(is_there_again, 60)
         assert session.poll() is None
+        (now,) = json.loads(installed.tpvpn("status", "--output", "json").stdout)["sessions"]
+        assert now["manager"]["session"] == before["manager"]["session"]
 
 
 def test_a_session_that_its_admin_ends_does_not_come_again(installed: Kubernetes) -> None:

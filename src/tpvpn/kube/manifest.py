@@ -12,8 +12,8 @@ PORT = 7070
 IMAGE = "docker.io/library/python:3.13-slim"
 DEADLINE = 24 * 3600
 """Seconds after which a manager ends, whoever uses it."""
-IDLE = 600
-"""Seconds without a session after which it ends."""
+LINGER, IDLE = 600, 60
+"""Seconds for which it keeps a session without a connection, and after which it ends without any session."""
 KEPT = 60
 """Seconds that the cluster keeps an ended Job."""
 _NOBODY = 65534
@@ -98,7 +98,8 @@ def _pod_spec(wanted: Ephemeral) -> Object:
 
 
 def _container(wanted: Ephemeral) -> Object:
-    options = ["--listen", f"*:{PORT}", "--exit", "socket", "--token-file", _TOKENS, "--until-idle", str(IDLE)]
+    options = ["--listen", f"*:{PORT}", "--exit", "socket", "--token-file", _TOKENS]
+    options += ["--linger", str(LINGER), "--until-idle", str(IDLE)]
     return {
         "name": "manager",
         "image": wanted.image,
