@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,6 +32,8 @@ _WAYS: dict[Way, tuple[type[ThroughApiServer], ...]] = {
     "upgrade": (Upgrade,),
     "portforward": (PortForward,),
 }
+_STAYING = 10.0
+"""Seconds for which nothing but the pod that has the session is tried: what is open lives there alone."""
 _LEAVING = 5.0
 """Seconds at the end of a session for finding out who else uses its manager."""
 
@@ -81,6 +84,7 @@ class ClusterTransport:
         self._own: Installer | None = None
         self._used: ThroughApiServer | None = None
         self._pod: str | None = None
+        self._failing_since: float | None = None
 
     @property
     def name(self) -> str:
@@ -96,9 +100,9 @@ class ClusterTransport:
         """The addresses of the API server; ManagerError when there are none."""
         return await resolve(*next_hop(self._cluster), self.purpose)
 
-    def stay(self, pod: str) -> None:
-        """That pod is to be dialled before others."""
-        self._pod = pod
+    def stay(self, pod: str | None) -> None:
+        """That pod is to be dialled, and others only when it has not been there for a while; None: any may be."""
+        self._pod, self._failing_since = pod, None
 
     def warning(self, addresses: list[str]) -> str | None:
         """Nothing: it is the way of kubectl."""
@@ -112,6 +116,7 @@ class ClusterTransport:
             try:
                 return await one.dial(addresses)
             except (ClusterError, ManagerError) as error:
+                self._failing_since = self._failing_since or time.monotonic()
                 if isinstance(error, ImpostorError | UnreadyError) or number == len(tried) - 1:
                     raise
                 if tried[number + 1].word != one.word:
@@ -153,6 +158,8 @@ class ClusterTransport:
         if self._pod in admins.pods and not self._asked:
             for way in self._ways:
                 yield way, Target(admins.namespace, "pods", self._pod, admins.port)
+            if self._failing_since is None or time.monotonic() - self._failing_since < _STAYING:
+                return
         first = secrets.randbelow(len(admins.pods))
         for way in self._ways:
             if self._asked:

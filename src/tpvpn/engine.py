@@ -75,8 +75,8 @@ class Transport(Dialler, Protocol):
         """What the addresses that it dials are, which must stay out of the tunnel."""
         ...
 
-    def stay(self, pod: str) -> None:
-        """That pod of the manager has the session: it is to be dialled before others."""
+    def stay(self, pod: str | None) -> None:
+        """That pod of the manager has the session: it is to be dialled before others; None: no pod has it."""
         ...
 
     def warning(self, addresses: list[str]) -> str | None:
@@ -253,6 +253,8 @@ class Engine:
         """Another link of that number. Errors: as of `_reach_manager`; SessionEndedError when none will ever do."""
         transport = self._settings.transport
         async with self._linking:
+            if self._tunnel.is_dismissed:
+                transport.stay(None)
             addresses = await transport.resolve()
             await self._router.keep_out(_dialled(transport, addresses))
             held, stream, early = await self._reach_manager(addresses, number)

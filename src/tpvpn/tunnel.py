@@ -129,6 +129,8 @@ class Tunnel:
         self._bundle = Bundle(offload=bool(terms.offloads))
         self._bundle.on_change = on_change
         self._links: list[ClientLink] = []
+        self.is_dismissed = False
+        """The manager that had the session has it no more, and said so."""
         own = OwnAddress("destination", terms.ipv4, terms.ipv6)
         self._pump = Pump(tun, self._bundle, own, self._on_frame, offload=bool(terms.offloads))
         self._pump.start()
@@ -145,6 +147,7 @@ class Tunnel:
         for other in self._links:
             if other is not link:
                 other.fail(LinkLostError("the session has begun anew"))
+        self.is_dismissed = False
 
     def _on_lost(self, link: ClientLink, error: TpvpnError) -> None:
         self._links = [one for one in self._links if one is not link]
@@ -227,5 +230,6 @@ class Tunnel:
                 self._answer.set_result(message.optional(what, "error", str))
         elif what["type"] in ("goodbye", "error"):
             reason = what.get("reason") or what.get("message")
-            lost = LinkLostError if what.get("again") is True else SessionEndedError
+            self.is_dismissed = what.get("again") is True
+            lost = LinkLostError if self.is_dismissed else SessionEndedError
             link.fail(lost(f"the manager ended the session: {message.printable(str(reason), 300)}"))

@@ -4,6 +4,7 @@ API server, kubelet and containerd are killed and started again under an echo th
 several managers a session stays with one, and goes to another when that one goes.
 """
 
+import contextlib
 import itertools
 import json
 import socket
@@ -161,6 +162,8 @@ def test_when_that_pod_goes_another_one_takes_it(
         cluster.kubectl("delete", "pod", before["manager"]["pod"], "--namespace", managers, "--wait=false")
         when = time.monotonic()
         eventually(lambda: echoed.failed is not None, 15, "what was open is reset")
+        with contextlib.suppress(OSError, EOFError):
+            echoed.stop()
         eventually(lambda: laptop.status()["state"] == "ready", 10, "ready")
         took = time.monotonic() - when
         now = laptop.status()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from laptop import CLUSTER, EXIT, VPN, Laptop, Session
+from laptop import CLUSTER, EXIT, VPN, Laptop, Session, at_the_kernel_exit
 
 from peers import eventually
 from tpvpn.control import ask
@@ -125,6 +125,7 @@ def test_the_manager(laptop: Laptop, before: str) -> None:
             laptop.lab.start_manager()
 
 
+@at_the_kernel_exit  # it is about the laptop
 def test_fifty_sessions_leave_the_laptop_as_it_was(laptop: Laptop) -> None:
     """Byte by byte, after each, however it was ended."""
     before = laptop.state()

@@ -95,7 +95,7 @@ class Direct:
         """The manager's URL."""
         return self.endpoint.url
 
-    def stay(self, pod: str) -> None:
+    def stay(self, pod: str | None) -> None:
         """There is one only."""
 
     @property
