@@ -125,15 +125,6 @@ def test_a_journal_cut_at_any_byte_holds_all_whole_lines(done: list[Operation]) 
             assert opened(path, whole[:length]) == current
 
 
-@pytest.mark.parametrize("tail", [1, 100, 4096])
-def test_zeros_after_a_loss_of_power_are_no_line(tmp_path: Path, tail: int) -> None:
-    """As a file system leaves them whose length was written and whose data was not."""
-    rule = Operation("add", Rule(4, 16383, table=29808, protocol=116))
-    content = written(tmp_path / "journal", [rule, rule])
-    whole = content.rstrip(b"\n").rpartition(b"\n")[0] + b"\n"
-    assert opened(tmp_path / "after", whole + bytes(tail)) == (SESSION, undo([rule]))
-
-
 def undo(done: list[Operation]) -> list[Operation]:
     """What removes the rest of it, said in another way than the journal's."""
     last = {operation.target: number for number, operation in enumerate(done)}
