@@ -167,3 +167,20 @@ def test_a_new_session_forgets_the_old_journal(tmp_path: Path) -> None:
 def test_only_root_reads_it(tmp_path: Path) -> None:
     written(tmp_path / "journal", [])
     assert os.stat(tmp_path / "journal").st_mode & 0o777 == 0o600
+
+
+TAILS = (bytes(1), bytes(4096), b"\xff\xfe{", b"\xff}\n[]\n", b'{"verb": "add"}\n', b"[" * 10_000 + b"\n")
+"""What a power cut may leave behind what was written: a hole, or what was on the disk before."""
+
+
+@pytest.mark.parametrize("tail", TAILS, ids=range(len(TAILS)))
+@settings(max_examples=3, deadline=None)
+@given(done=st.lists(operations, max_size=3))
+def test_what_a_power_cut_left_behind_the_whole_lines_is_nothing(done: list[Operation], tail: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "journal"
+        whole = written(path, done)
+        for length in range(len(whole) + 1):
+            count = whole[:length].count(b"\n") - 1
+            expected = (SESSION, undo(done[:count])) if count >= 0 else (None, [])
+            assert opened(path, whole[:length] + tail) == expected

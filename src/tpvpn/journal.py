@@ -98,6 +98,6 @@ class Journal:
                     self.took_file = True
                 else:
                     operations.append(decode_operation(entry))
-            except (ValueError, TpvpnError):
+            except (ValueError, RecursionError, TpvpnError):
                 break
         return decode(first), operations

@@ -151,7 +151,7 @@ def decode(line: str) -> Session | None:
     try:
         given: Any = json.loads(line)
         return Session(**given)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

@@ -81,6 +81,41 @@ def test_json(laptop: Laptop, living: str) -> None:
     assert laptop.state() == living
 
 
+def damaged(journal: bytes) -> dict[str, bytes]:
+    """What a power cut may make of a journal, by what it is."""
+    lines = journal.splitlines(keepends=True)
+    some = b"".join(lines[:3])
+    return {
+        "empty": b"",
+        "within the session": lines[0][:40],
+        "within an operation": some + lines[3][:40],
+        "within the last line": journal[:-2],
+        "a hole behind": some + bytes(4096),
+        "nothing but a hole": bytes(len(journal)),
+        "nothing but brackets": b"[" * 10_000 + b"\n",
+        "a hole for the session": bytes(len(lines[0]) - 1) + b"\n" + b"".join(lines[1:]),
+        "garbage behind": some + os.urandom(64).replace(b"\n", b"") + b"\n[[]]\n" + lines[3],
+        "brackets behind": some + b"[" * 10_000 + b"\n" + lines[3],
+    }
+
+
+@pytest.mark.parametrize("repair", [("cleanup",), ("connect", "--name", "dead"), ("connect", "--name", "other")])
+def test_a_journal_that_is_damaged(laptop: Laptop, living: str, repair: tuple[str, ...]) -> None:
+    """It is read as far as it goes, by whoever comes next; the rest is known by its table and the file's marker."""
+    journal = laptop.directory / "dead" / "journal"
+    for kind in damaged(b"\n" * 4):
+        with laptop.connected(*ALLOW, *NEVER, "--name", "dead", wanted=POD) as session:
+            die(laptop, "dead", session)
+        journal.write_bytes(damaged(journal.read_bytes())[kind])
+        if repair == ("cleanup",):
+            done = laptop.tpvpn("cleanup")
+            assert "removed session dead\n" in done.stdout, kind
+        else:
+            done = laptop.connect(*repair[1:], *ALLOW, *NEVER, "--", "true", wanted=POD)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), f"{kind}\n{done.stderr}"
+        assert laptop.state() == living, kind
+
+
 def test_without_the_right(laptop: Laptop) -> None:
     before = laptop.state()
     nobody = ("setsid", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
