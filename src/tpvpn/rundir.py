@@ -130,7 +130,7 @@ def sessions() -> list[Session]:
 def read(name: str) -> Session | None:
     """What the session's directory tells of it; None when there is none that may be read."""
     try:
-        return decode((directory(name) / "session").read_text())
+        return decode((directory(name) / "session").read_text(errors="replace"))
     except (FileNotFoundError, PermissionError):
         return None
 

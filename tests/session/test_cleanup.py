@@ -116,6 +116,18 @@ def test_a_journal_that_is_damaged(laptop: Laptop, living: str, repair: tuple[st
         assert laptop.state() == living, kind
 
 
+@pytest.mark.parametrize("content", [b"", bytes(100), b"\xff\xfe{\n", b"{}", b"[" * 10_000], ids=range(5))
+def test_a_session_file_that_is_damaged(laptop: Laptop, content: bytes) -> None:
+    before = laptop.state()
+    with laptop.connected(*ALLOW, "--name", "dead", wanted=POD) as session:
+        die(laptop, "dead", session)
+    (laptop.directory / "dead" / "session").write_bytes(content)
+    for word in ("status", "cleanup"):
+        done = laptop.tpvpn(word)
+        assert (done.returncode, done.stderr) == (0, ""), word
+    assert laptop.state() == before
+
+
 def test_without_the_right(laptop: Laptop) -> None:
     before = laptop.state()
     nobody = ("setsid", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
