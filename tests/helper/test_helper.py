@@ -237,7 +237,7 @@ def test_sigkill_of_the_users_process_undoes_everything_within_a_second(laptop: 
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
 def test_the_helper_outlives_signals_that_end_a_session(laptop: Path, number: int) -> None:
     before = network()
     process, helper = user_process()

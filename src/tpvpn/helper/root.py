@@ -340,7 +340,7 @@ def serve(connection: socket.socket, helper: Helper) -> None:
 
 def _detach() -> None:
     """Go on in the background: whoever started us gets its child back at once."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT):  # the last: a watchdog of systemd
         signal.signal(number, signal.SIG_IGN)
     if os.fork():
         os._exit(0)
