@@ -190,5 +190,10 @@ def remove(name: str) -> None:
     """Remove the session's directory, and the namespace's with the last one (root, under the lock)."""
     gone = directory(name)
     shutil.rmtree(gone, ignore_errors=True)
-    with contextlib.suppress(OSError):  # other sessions are there
-        gone.parent.rmdir()
+    remove_empty(gone.parent)
+
+
+def remove_empty(place: Path) -> None:
+    """Remove a namespace's directory when no session is in it (root, under the lock)."""
+    with contextlib.suppress(OSError):
+        place.rmdir()

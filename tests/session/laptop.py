@@ -124,12 +124,16 @@ class Laptop:
         return (*TPVPN, "connect", *self.link, *wanted, *options)
 
     @contextlib.contextmanager
-    def start(self, *options: str, wanted: Sequence[str] = WANTED) -> Generator[Session]:
-        """`tpvpn connect`, perhaps not ready yet. If it still runs in the end, SIGTERM must end it with 0."""
+    def start(self, *options: str, wanted: Sequence[str] = WANTED, under: Sequence[str] = ()) -> Generator[Session]:
+        """`tpvpn connect`, perhaps not ready yet, and what it is to run under.
+
+        If it still runs in the end, SIGTERM must end it with 0.
+        """
         ready_fd, theirs = os.pipe()
         connect = self.connect_command("--ready-fd", str(theirs), *options, wanted=wanted)
         with tempfile.NamedTemporaryFile(prefix="tpvpn-session-") as said:
-            process = subprocess.Popen(self.command(connect), stderr=said, stdin=subprocess.DEVNULL, pass_fds=[theirs])
+            command = self.command((*under, *connect))
+            process = subprocess.Popen(command, stderr=said, stdin=subprocess.DEVNULL, pass_fds=[theirs])
             os.close(theirs)
             session = Session(process, ready_fd, Path(said.name))
             try:

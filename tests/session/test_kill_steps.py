@@ -1,148 +1,179 @@
-"""SIGKILL at each step of connect: at every line of the journal, before it is written and before it is carried out.
+"""SIGKILL at every step of `tpvpn connect`, one by one and exactly there: strace ends, or stops, the helper at it.
 
-strace stops or kills the helper when it writes a line; nothing of that is in the product. However many steps there
-are, each has its turn: nothing is left a second later that alters routes or names, and the next connect works, which
-the next step's is.
+A step is a call that changes what outlasts the helper by itself or tells what does: a line of the journal, after which
+the kernel's routing is changed, and all that is done to files. What the steps are is seen from a session that nobody
+disturbs.
 """
 
 import os
+import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from laptop import ALLOWED, Laptop, at_the_kernel_exit
+from laptop import SERVICE_CIDR, SERVICE_CIDR6, VPN, Laptop
+from test_kill import ALLOW, NEVER, harmless, kill
 
 from peers import eventually
-from tpvpn.control import ask
-from tpvpn.errors import TpvpnError
-from tpvpn.helper.kernel import TABLES
 
-pytestmark = at_the_kernel_exit  # what is killed is the laptop's
-MODES = ("the helper before it is written", "the helper before it is done", "the user's process", "both")
-MOST_STEPS = 100
-HELPER = "tpvpn.helper.root"
+WANTED = ("--service-cidr", SERVICE_CIDR, "--service-cidr", SERVICE_CIDR6)
+CALLS = r"/^(write|chmod|fchmod|chown|fsync|link(at)?|rename(at2?)?|unlink(at)?|mkdir(at)?|rmdir)$"
+CALL = re.compile(r"(?P<pid>\d+) +(?P<name>\w+)\((?P<words>.*)")
 
 
-class Traced:
-    """`tpvpn connect` under strace, which sends the helper a signal as it writes line `step` of the journal."""
+class Step(NamedTuple):
+    """A call of the helper's: the how manieth of its name, and what it was, for people."""
 
-    def __init__(self, laptop: Laptop, step: int, number: str) -> None:
-        self.laptop = laptop
-        self._step, self._journal = step, laptop.directory / "default" / "journal"
-        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(self._journal), "-e", "trace=write"]
-        strace += ["-e", f"inject=write:signal={number}:when={step}", "--"]
-        command = laptop.command([*strace, *laptop.connect_command(*ALLOWED)])
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    name: str
+    number: int
+    words: str
 
-    def pid(self, word: str) -> int | None:
-        """The process of this session with that word among its arguments."""
-        with_it = (one for one in Path("/proc").iterdir() if one.name.isdecimal() and self._is(one, word))
-        return next((int(one.name) for one in with_it), None)
+    def with_signal(self, number: signal.Signals) -> str:
+        """What strace is to do: SIGKILL comes instead of the call, SIGSTOP when it is done."""
+        return f"inject={self.name}:signal={number.name}:when={self.number}"
 
-    def _is(self, process: Path, word: str) -> bool:
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            is_python = words[0].endswith(Path(sys.executable).name.encode()) and word.encode() in words
-            return is_python and (process / "ns" / "net").stat().st_ino == self.laptop.inode
-        except OSError:
-            return False
 
-    def has_stopped(self) -> bool:
-        """Whether the helper stands at its step, whose line it has written."""
-        pid = self.pid(HELPER)
-        try:
-            written = self._journal.read_text().count("\n") >= self._step
-            return written and bool(pid) and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
-        except OSError:
-            return False
+class Strace:
+    """Watches what the helper of the session `default` does to files of ours."""
 
-    def end(self) -> str:
-        """All that it said, when it has ended."""
-        return self.process.communicate(timeout=15)[1]
+    def __init__(self, laptop: Laptop, log: Path) -> None:
+        own, resolv = laptop.directory / "default", Path("/etc/resolv.conf")
+        self._log = log
+        self._paths = [own.parent, own, *(own / name for name in ("journal", "session", "session.new", "control"))]
+        self._paths += [resolv, resolv.with_name(".resolv.conf.tpvpn")]
+        self._paths += [resolv.with_name(f"resolv.conf.before-tpvpn-{laptop.inode}-default.1")]
+
+    def command(self, *injected: str) -> list[str]:
+        """What a session is to run under. It stays our child."""
+        self._log.unlink(missing_ok=True)
+        selected = [word for path in self._paths for word in ("-P", str(path))]
+        said = ["-e", f"trace={CALLS}", "-e", "signal=kill,stop", *(word for one in injected for word in ("-e", one))]
+        return ["strace", "-D", "-f", "-q", "-y", "-o", str(self._log), *selected, *said]
+
+    def steps(self) -> list[Step]:
+        """All calls so far that did something."""
+        calls = [found for line in self._lines() if (found := CALL.match(line))]
+        assert len({call["pid"] for call in calls}) == 1, "the helper's alone"
+        names = [call["name"] for call in calls]
+        steps = [Step(name, names[:place].count(name) + 1, calls[place][0]) for place, name in enumerate(names)]
+        return [step for step in steps if " = -1 " not in step.words]
+
+    def heard(self, words: str) -> int:
+        """Wait until it tells something of a process, and give that."""
+        eventually(lambda: any(words in line for line in self._lines()), 10, words)
+        return next(int(line.split()[0]) for line in self._lines() if words in line)
+
+    def stopped(self) -> int:
+        """The helper, which has been stopped."""
+        return self.heard("--- stopped by SIGSTOP ---")
+
+    def _lines(self) -> Sequence[str]:
+        return self._log.read_text().splitlines() if self._log.exists() else ()
+
+
+class Steps(NamedTuple):
+    """Those until a session is ready, and those of its end."""
+
+    beginning: list[Step]
+    end: list[Step]
+
+    @property
+    def journalled(self) -> list[Step]:
+        """The lines of the journal."""
+        return [step for step in self.beginning if "/journal>" in step.words and step.name == "write"]
+
+
+@pytest.fixture
+def strace(laptop: Laptop, tmp_path: Path) -> Strace:
+    return Strace(laptop, tmp_path / "strace")
+
+
+@pytest.fixture(scope="module")
+def steps(laptop: Laptop, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    """Of a session that nobody disturbs."""
+    strace = Strace(laptop, tmp_path_factory.mktemp("steps") / "strace")
+    with laptop.start(*ALLOW, *NEVER, wanted=WANTED, under=strace.command()) as session:
+        session.wait_ready()
+        beginning = strace.steps()
+        journal = (laptop.directory / "default" / "journal").read_text()
+    steps = Steps(beginning, strace.steps()[len(beginning) :])
+    assert len(steps.journalled) == journal.count("\n") >= 8, journal
+    assert '"/etc/resolv.conf"' in journal
+    return steps
 
 
 @pytest.fixture
 def before(laptop: Laptop) -> Iterator[str]:
-    """The laptop's state without a session, which it has again in the end."""
     before = laptop.state()
     yield before
-    with laptop.connected():
-        pass
-    laptop.is_as(before)
+    laptop.reaches("vpn", VPN)
 
 
-def is_harmless(laptop: Laptop, before: str) -> bool:
-    """Rules that lead to tables of ours may be left, where throw routes lead back out, and files."""
-    now, old = (state.partition("files\n") for state in (laptop.state(), before))
-    left = set(now[0].splitlines()) - set(old[0].splitlines())
-    ours = tuple(f"lookup {table} proto 116" for table in TABLES)
-    routing = all(line.endswith(ours) or line.startswith("throw ") for line in left)
-    return routing and set(old[0].splitlines()) <= set(now[0].splitlines())
+def repaired(laptop: Laptop, before: str, step: Step) -> None:
+    """At once nothing is in the way; and the next session is one like any other, which leaves nothing at its end."""
+    eventually(lambda: harmless(laptop, before), 1, f"nothing that alters routing after {step}")
+    done = laptop.connect(*ALLOW, *NEVER, "--", "true", wanted=WANTED)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), f"{step}\n{done.stderr}"
+    assert laptop.state() == before, step
 
 
-def names(laptop: Laptop) -> str:
-    return laptop.sh("cat /etc/resolv.conf")
+def test_the_helper_before_each_step(laptop: Laptop, strace: Strace, steps: Steps, before: str) -> None:
+    for step in steps.beginning:
+        under = strace.command(step.with_signal(signal.SIGKILL))
+        with laptop.start(*ALLOW, *NEVER, wanted=WANTED, under=under) as session:
+            strace.heard("+++ killed by SIGKILL +++")
+            laptop.is_as(before, 1)
+            assert session.wait(1) in (1, 7), step
+            assert "helper" in session.said, step
+        repaired(laptop, before, step)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_step(laptop: Laptop, before: str, mode: str) -> None:
-    names_before, steps = names(laptop), 0
-    for step in range(1, MOST_STEPS):
-        if not killed(laptop, mode, step):
-            steps = step - 1
-            break
-        eventually(lambda: is_harmless(laptop, before), 1, f"{mode}, step {step}: nothing that alters routing")
-        if mode != "both":  # nobody is left then who could: the next start does, and cleanup
-            eventually(lambda: names(laptop) == names_before, 2, f"{mode}, step {step}: names are as before")
-    assert steps >= 8, "a session, its routes and rules of both families, its names"
-    assert laptop.tpvpn("cleanup").returncode == 0
-    assert names(laptop) == names_before
+def test_the_helper_when_a_step_is_written_down_and_not_done(
+    laptop: Laptop, strace: Strace, steps: Steps, before: str
+) -> None:
+    for step in steps.journalled:
+        under = strace.command(step.with_signal(signal.SIGSTOP))
+        with laptop.start(*ALLOW, *NEVER, wanted=WANTED, under=under) as session:
+            kill(strace.stopped())
+            laptop.is_as(before, 1)
+            assert session.wait(1) in (1, 7), step
+            assert "helper" in session.said, step
+        repaired(laptop, before, step)
 
 
-def killed(laptop: Laptop, mode: str, step: int) -> bool:
-    """Kill at that step; False when connect has not so many, and became ready."""
-    traced = Traced(laptop, step, "SIGKILL" if mode == MODES[0] else "SIGSTOP")
-    try:
-        return _killed(traced, mode, step)
-    finally:
-        for word in ("connect", HELPER):
-            if pid := traced.pid(word):
-                os.kill(pid, signal.SIGKILL)
-        traced.process.wait(10)
-        assert traced.process.stderr
-        traced.process.stderr.close()
+def test_the_users_process_while_the_helper_is_at_a_step(
+    laptop: Laptop, strace: Strace, steps: Steps, before: str
+) -> None:
+    """The helper, which goes on in its midst, undoes it all."""
+    for step in steps.journalled:
+        under = strace.command(step.with_signal(signal.SIGSTOP))
+        with laptop.start(*ALLOW, *NEVER, wanted=WANTED, under=under) as session:
+            helper = strace.stopped()
+            kill(session.process.pid)
+            session.wait()
+            os.kill(helper, signal.SIGCONT)
+            laptop.is_as(before, 1)
 
 
-def _killed(traced: Traced, mode: str, step: int) -> bool:
-    laptop = traced.laptop
-
-    def arrived() -> bool:
-        ended = mode == MODES[0] and traced.process.poll() is not None
-        return ended or traced.has_stopped() or is_ready(laptop)
-
-    eventually(arrived, 15, f"step {step}")
-    if is_ready(laptop) and not traced.has_stopped() and traced.process.poll() is None:
-        assert laptop.tpvpn("quit").returncode == 0
-        return False
-    if mode == MODES[0]:
-        return True
-    helper, user = traced.pid(HELPER), traced.pid("connect")
-    assert helper
-    assert user
-    victims = {MODES[1]: (helper,), MODES[2]: (user,), MODES[3]: (helper, user)}[mode]
-    for victim in victims:
-        os.kill(victim, signal.SIGKILL)
-    if mode == MODES[2]:
-        os.kill(helper, signal.SIGCONT)
-    traced.process.wait(10)
-    return True
+def test_both_at_each_step(laptop: Laptop, strace: Strace, steps: Steps, before: str) -> None:
+    for step in steps.journalled:
+        under = strace.command(step.with_signal(signal.SIGSTOP))
+        with laptop.start(*ALLOW, *NEVER, wanted=WANTED, under=under) as session:
+            kill(strace.stopped(), session.process.pid)
+            session.wait()
+        repaired(laptop, before, step)
 
 
-def is_ready(laptop: Laptop) -> bool:
-    try:
-        return ask(laptop.directory / "default", "status")["state"] == "ready"
-    except TpvpnError:
-        return False
+def test_the_helper_at_each_step_of_the_end(laptop: Laptop, strace: Strace, steps: Steps, before: str) -> None:
+    """Here it is `tpvpn cleanup` that does the rest."""
+    for step in steps.end:
+        under = strace.command(step.with_signal(signal.SIGKILL))
+        with laptop.start(*ALLOW, *NEVER, "--", "true", wanted=WANTED, under=under) as session:
+            strace.heard("+++ killed by SIGKILL +++")
+            assert session.wait(1) == 0, step
+        eventually(lambda: harmless(laptop, before), 1, f"nothing that alters routing after {step}")
+        done = laptop.tpvpn("cleanup")
+        assert (done.returncode, done.stderr) == (0, ""), step
+        assert laptop.state() == before, step

@@ -261,6 +261,7 @@ def _cleanup() -> list[str]:
     """What was removed, in words."""
     with _state_locked():
         _, removed = _repair()
+        rundir.remove_empty(rundir.namespace())
     limit = protocol.REMOVED_LIMIT
     return removed[:limit] + ([f"{len(removed) - limit} more"] if len(removed) > limit else [])
 
