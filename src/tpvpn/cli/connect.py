@@ -122,8 +122,9 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
             if await _first(asyncio.create_task(ready.wait()), running, stopped):
                 async with control.serving(engine.directory, handles):
                     _announce(arguments.ready_fd)
-                    command.start()
-                    await _first(running, stopped)
+                    async with notify.serving():
+                        command.start()
+                        await _first(running, stopped)
                     await command.end()
             await _cancel(running)
             return stopped.result()
@@ -275,5 +276,3 @@ def _announce(ready_fd: int | None) -> None:
         with contextlib.suppress(OSError):
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
-    notify.tell(notify.READY)
-    notify.keep_telling()

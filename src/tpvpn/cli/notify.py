@@ -1,30 +1,41 @@
-"""What a service tells systemd of itself (sd_notify(3)): that it is ready, and that its event loop turns."""
+"""What a service manager hears of a session: that it is ready, that it lives, that it ends (sd_notify(3)).
+
+That it lives is told from the session's own event loop. One that hangs tells nothing, and is ended.
+"""
 
 import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import AsyncGenerator
 
-READY, ALIVE = b"READY=1", b"WATCHDOG=1"
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncGenerator[None]:
+    """Say that the session is ready, then as often as asked for that it lives, and in the end that it is ending."""
+    _tell("READY=1")
+    living = asyncio.create_task(_live(seconds)) if (seconds := _watchdog()) else None
+    try:
+        yield
+    finally:
+        if living:
+            living.cancel()
+        _tell("STOPPING=1")
 
 
-def tell(what: bytes) -> None:
-    """Tell systemd, if it started this process and listens."""
+async def _live(seconds: float) -> None:
+    while True:
+        _tell("WATCHDOG=1")
+        await asyncio.sleep(seconds / 2)
+
+
+def _watchdog() -> float | None:
+    """The seconds within which it is to be heard that this process lives, if at all (sd_watchdog_enabled(3))."""
+    given, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    return int(given) / 1e6 if given.isdecimal() and int(given) and pid == str(os.getpid()) else None
+
+
+def _tell(state: str) -> None:
     if service := os.environ.get("NOTIFY_SOCKET"):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.sendto(what, "\0" + service[1:] if service.startswith("@") else service)
-
-
-def keep_telling() -> None:
-    """Say that the loop turns twice as often as the unit's WatchdogSec wants it, as long as it does."""
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return
-    loop, seconds = asyncio.get_running_loop(), int(microseconds) / 2e6
-
-    def again() -> None:
-        tell(ALIVE)
-        loop.call_later(seconds, again)
-
-    if seconds > 0:
-        again()
+            manager.sendto(state.encode(), "\0" + service[1:] if service.startswith("@") else service)
