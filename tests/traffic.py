@@ -31,10 +31,14 @@ class Seen:
     def now(self) -> None:
         self.at.append(time.monotonic())
 
-    def gap(self, since: float = 0.0) -> float:
-        """The longest time without anything, of those that ended after `since`; what goes on still counts."""
+    def gaps(self, since: float = 0.0) -> list[float]:
+        """The times without anything that ended after `since`, and what goes on still."""
         ends = [*self.at, time.monotonic()]
-        return max((after - before for before, after in itertools.pairwise(ends) if after > since), default=0.0)
+        return [after - before for before, after in itertools.pairwise(ends) if after > since]
+
+    def gap(self, since: float = 0.0) -> float:
+        """The longest of them."""
+        return max(self.gaps(since), default=0.0)
 
     def first_after(self, when: float) -> float | None:
         """How long after that time something came first."""
