@@ -1,6 +1,8 @@
 """The systemd unit under a real systemd, with all of its hardening in force."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +94,17 @@ def test_after_a_kill_nothing_is_left_and_it_starts_again(laptop: Laptop, user: 
     assert systemd.run("systemctl", "start", SERVICE).returncode == 0, said(user)
     systemd.run("systemctl", "kill", "--signal=SIGKILL", SERVICE)
     eventually(lambda: systemd.property(SERVICE, "SubState") == "auto-restart", 10, "it is to start again")
+    laptop.is_as(before)
+    assert systemd.run("systemctl", "stop", SERVICE).returncode == 0
+
+
+def test_it_starts_again_when_it_has_said_that_it_ends(laptop: Laptop, user: User, systemd: Systemd) -> None:
+    """It ends in order, with an error: its helper was killed."""
+    before = laptop.state()
+    assert systemd.run("systemctl", "start", SERVICE).returncode == 0, said(user)
+    os.kill(laptop.process("laptop", "tpvpn.helper.root"), signal.SIGKILL)
+    eventually(lambda: systemd.property(SERVICE, "SubState") == "auto-restart", 10, "it is to start again")
+    assert systemd.property(SERVICE, "ExecMainStatus") == "7", said(user)
     laptop.is_as(before)
     assert systemd.run("systemctl", "stop", SERVICE).returncode == 0
 
