@@ -111,6 +111,26 @@ def test_after_two_hours_of_sleep_it_is_asked_and_not_dead() -> None:
     assert liveness.is_silent(2 * now + URGED)
 
 
+def test_two_ends_of_an_idle_link_live_for_two_hours() -> None:
+    """In virtual time, a question and its answer at a time, half a second away: the client alone asks."""
+    client, manager, now = Liveness(0.0), Liveness(0.0, idle=20.0, dead=45.0), 0.0
+    way_there, way_back, asked = list[float](), list[float](), 0
+    while now < 7200:
+        now += TICK
+        arrived, answered = (bool(way) and way[0] <= now for way in (way_there, way_back))
+        assert not manager.look(now, heard=arrived, spoke=False)
+        if arrived:
+            way_back.append(way_there.pop(0) + 0.5)
+        if client.look(now, heard=answered, spoke=False):
+            asked += 1
+            way_there.append(now + 0.5)
+        if answered:
+            way_back.pop(0)
+        assert not client.is_silent(now)
+        assert not manager.is_silent(now)
+    assert 7200 / 7 < asked <= 7200 / 5
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=200))
 def test_whatever_happens_it_is_dead_only_after_silence(seen: list[tuple[bool, bool]]) -> None:
     liveness, now, heard_at, asked = Liveness(0.0), 0.0, 0.0, False
