@@ -213,6 +213,60 @@ def test_ten_thousand_connections_at_once(laptop: Laptop, many_descriptors: None
         assert rss < 150 << 20
 
 
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@contextlib.contextmanager
+def little_memory(limit: int) -> Iterator[Path]:
+    """Processes that are started within have so many bytes together; their cgroup."""
+    own = MEMORY / f"tv{os.getpid()}"
+    own.mkdir()
+    (own / "memory.limit_in_bytes").write_text(str(limit))
+    (own / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield own
+    finally:
+        (MEMORY / "cgroup.procs").write_text(str(os.getpid()))
+
+
+@at_the_kernel_exit  # it has a manager of its own
+@pytest.mark.skipif(not MEMORY.exists(), reason="no memory controller of version 1 is mounted here")
+def test_a_manager_with_little_memory_keeps_within_it(laptop: Laptop) -> None:
+    """Far more is sent than it may keep, to a server that reads nothing; another flow goes on meanwhile."""
+    listen = "192.0.2.10:7072"
+    with little_memory(96 << 20) as cgroup:
+        manager = laptop.lab.start_manager(exit="socket", listen=listen, name="small")
+    link = ("--manager", f"tcp://{listen}", "--token-file", str(laptop.lab.token_file))
+    namespace = laptop.lab.namespace("cluster")
+    try:
+        with laptop.connected(*ALLOWED, *link), contextlib.ExitStack() as stack:
+            with inside(namespace):
+                server = stack.enter_context(socket.create_server((HOST, 0), backlog=512))
+            stuck = [stack.enter_context(connected(laptop, server)) for _ in range(200)]
+            block, began = bytes(1 << 16), time.monotonic()
+            while time.monotonic() < began + 4:
+                for one in stuck:
+                    with contextlib.suppress(BlockingIOError):
+                        one.send(block)
+            used = int((cgroup / "memory.max_usage_in_bytes").read_text())
+            assert 40 << 20 < used < 96 << 20, "much was kept, and not too much"
+            laptop.reaches("cluster", CLUSTER4)
+            assert manager.poll() is None
+    finally:
+        manager.terminate()
+        manager.wait(10)
+        eventually(lambda: (cgroup / "cgroup.procs").read_text() == "", 5, "the cgroup is empty")
+        cgroup.rmdir()
+
+
+def connected(laptop: Laptop, server: socket.socket) -> socket.socket:
+    one = laptop.socket(socket.AF_INET)
+    one.settimeout(10)
+    one.connect(server.getsockname())
+    one.setblocking(False)
+    return one
+
+
 def answer(opened: list[socket.socket]) -> None:
     """Each connection answers a byte."""
     for number, one in enumerate(opened):

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.manager import memory
 from tpvpn.manager.kernel_exit import KernelExit
 from tpvpn.manager.mixed_exit import MixedExit
 from tpvpn.manager.options import add_options
 from tpvpn.manager.server import Server
-from tpvpn.manager.socket_exit import KEPT_DESCRIPTORS, MAX_FLOWS, SocketExit
+from tpvpn.manager.socket_exit import KEPT_DESCRIPTORS, MAX_FLOWS, MAX_MEMORY, SocketExit
 from tpvpn.proto.token import ANONYMOUS, parse_tokens
 
 log = logging.getLogger("tpvpn.manager")
@@ -78,7 +79,7 @@ def _open_exit(kind: str, destinations: Sequence[str]) -> KernelExit | SocketExi
 
 
 def _open_sockets(destinations: Sequence[str], versions: Sequence[int] = (4, 6)) -> SocketExit:
-    sockets = SocketExit(destinations=destinations, max_flows=_descriptors(), versions=versions)
+    sockets = SocketExit(destinations=destinations, max_flows=_descriptors(), max_memory=_memory(), versions=versions)
     sockets.open()
     return sockets
 
@@ -87,6 +88,12 @@ def _descriptors() -> int:
     """How many flows of the socket exit the process may have a descriptor for; links keep theirs, or half of few."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return min(MAX_FLOWS, max(most - KEPT_DESCRIPTORS, most // 2))
+
+
+def _memory() -> int:
+    """How many bytes the buffers of all flows may hold: half of what the process may use at most."""
+    most = memory.limit()
+    return MAX_MEMORY if most is None else min(MAX_MEMORY, most // 2)
 
 
 def _allow_descriptors() -> None:

@@ -29,7 +29,7 @@ OFFLOADS = Offload.CHECKSUM | Offload.TSO4 | Offload.TSO6 | Offload.ECN
 MAX_FLOWS = 40_000
 """Of all sessions; fewer where the process may not have so many descriptors."""
 MAX_MEMORY = 256 << 20
-"""Bytes in the buffers of all flows."""
+"""Bytes in the buffers of all flows; fewer where the process may not use so much."""
 KEPT_DESCRIPTORS = 1100
 """For links and whatever else the manager opens."""
 _LEAST_MTU6 = 1280  # RFC 8200 section 5
@@ -92,6 +92,7 @@ class SocketExit:
         destinations: Sequence[str] = (),
         identity: str | None = None,
         max_flows: int = MAX_FLOWS,
+        max_memory: int = MAX_MEMORY,
         versions: Sequence[int] = (4, 6),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,7 +103,7 @@ class SocketExit:
         self._taken: set[bytes] = set()
         self._running: weakref.WeakSet[SocketCarrier] = weakref.WeakSet()
         self._finished: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
-        self.pool = Pool(max_flows, MAX_MEMORY)
+        self.pool = Pool(max_flows, max_memory)
         self.families: dict[int, bool] = {4: False, 6: False}
         self.reasons: dict[int, str] = {}
         """Why a family is not carried, in words."""
