@@ -1,7 +1,7 @@
 """Word of every change of the kernel's routing, once a burst.
 
-Changes are only announced, never decoded: whoever listens reads the view again, so a queue that overflowed (ENOBUFS) is
-a change like any other. No privilege is needed, and nothing is changed.
+Changes are only announced, never decoded: whoever listens reads the view again, so what a queue that overflowed has
+lost is told by what is in it. No privilege is needed, and nothing is changed.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ QUIET = 0.2
 LONGEST_BURST = 0.5
 """Seconds after which changes are told although they go on."""
 
-_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_NO_ENOBUFS = 270, 1, 5
 _GROUPS = (1, 5, 7, 8, 9, 11, 19, 32)
 """RTNLGRP_ LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, NEXTHOP."""
 _DRAINED_AT_ONCE = 256
@@ -35,7 +35,7 @@ class Changes:
         self._events.bind((0, 0))
         for group in _GROUPS:
             self._events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-        self._loop.add_reader(self._events, self._drain, self._events)
+        self._listen(self._events)
 
     def close(self) -> None:
         """End the subscription."""
@@ -47,6 +47,11 @@ class Changes:
         """Hear of what another netlink socket tells too, which is then ours to close."""
         events.setblocking(False)
         self._others.append(events)
+        self._listen(events)
+
+    def _listen(self, events: socket.socket) -> None:
+        # An error of a socket ends its watching for good (uv__poll_io in libuv's src/unix/poll.c).
+        events.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self._loop.add_reader(events, self._drain, events)
 
     def tell(self) -> None:
@@ -78,5 +83,5 @@ class Changes:
         for _ in range(_DRAINED_AT_ONCE):
             try:
                 events.recv(1)
-            except OSError:  # empty (EAGAIN), or it had overflowed (ENOBUFS)
+            except OSError:  # it is empty
                 return
