@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from faults import cut, detected, moved, replace_manager, reset, silence, stopped, wait
-from laptop import ALLOWED, VPN, Laptop, Session
+from laptop import ALLOWED, EXIT, VPN, Laptop, Session
 
 from peers import eventually
 from traffic import MEGABYTE, Shell, Traffic, Transfer, traffic
@@ -21,6 +21,7 @@ DETECTED, BACK = 5.0, 2.0
 """Seconds."""
 SLACK = 0.5
 LONG = os.environ.get("TPVPN_CHAOS_LONG") == "1"
+of_the_laptop = pytest.mark.skipif(EXIT != "kernel" and not LONG, reason="the exit has little to do with it")
 only_long = pytest.mark.skipif(not LONG, reason="TPVPN_CHAOS_LONG=1 tries it")
 
 
@@ -74,6 +75,7 @@ def test_silence(laptop: Laptop, seconds: float) -> None:
         assert max(one or 0.0 for one in found) < BACK + SLACK, found
 
 
+@of_the_laptop
 def test_an_outage_of_a_minute_on_an_idle_shell(laptop: Laptop) -> None:
     """Promise 5: open flows survive 60 s without a transport."""
     near, far = laptop.lab.namespace("laptop"), laptop.lab.namespace("cluster")
@@ -95,6 +97,7 @@ class _Closing:
         self.part.stop()
 
 
+@of_the_laptop
 @pytest.mark.parametrize("seconds", [20, pytest.param(120, marks=only_long)])
 def test_sleep(laptop: Laptop, seconds: float) -> None:
     with busy(laptop, 6) as (session, running):
@@ -104,6 +107,7 @@ def test_sleep(laptop: Laptop, seconds: float) -> None:
         assert (running.transfer.goes_on(back) or 0) < BACK + 1 + SLACK, "what was there is asked for a second"
 
 
+@of_the_laptop
 def test_another_address(laptop: Laptop) -> None:
     with busy(laptop, 10) as (session, running):
         with moved(laptop):
@@ -115,6 +119,7 @@ def test_another_address(laptop: Laptop) -> None:
         eventually(lambda: status(laptop)["reconnects"] == 2, 10, "and back")
 
 
+@of_the_laptop
 def test_a_vpn_that_goes_and_comes_in_between(laptop: Laptop) -> None:
     with busy(laptop, 8) as (_, running):
         laptop.lab.vpn_down()
