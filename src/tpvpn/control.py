@@ -20,6 +20,7 @@ from tpvpn.errors import TpvpnError, UsageError
 TIMEOUT = 8.0
 """Seconds for a request and its answer; a name that nobody answers for is known to be so after three."""
 _MAX_REQUEST = 4096
+_PAUSE = 0.1
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -37,23 +38,53 @@ class Handles:
 async def serving(directory: Path, handles: Handles) -> AsyncGenerator[None]:
     """Answer requests for the session of this directory while the context lasts."""
     path = _socket(directory)
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
-            async with asyncio.timeout(TIMEOUT):
-                if _allowed(writer.get_extra_info("socket")):
-                    request = await reader.readline()
-                    writer.write(json.dumps(await _answer(request, handles)).encode() + b"\n")
-                    await writer.drain()
-        writer.close()
-
     path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(answer, path, limit=_MAX_REQUEST)
-    try:
-        async with server:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.setblocking(False)
+        listening.bind(str(path))
+        listening.listen()
+        accepting = asyncio.create_task(_accept(listening, handles))
+        try:
             yield
-    finally:
-        path.unlink(missing_ok=True)
+        finally:
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            path.unlink(missing_ok=True)
+
+
+async def _accept(listening: socket.socket, handles: Handles) -> None:
+    """Accept for ever; a lack of descriptors is waited out, and whoever asks waits too."""
+    loop, serving = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    while True:
+        try:
+            connected, _ = await loop.sock_accept(listening)
+        except OSError:
+            await asyncio.sleep(_PAUSE)
+            continue
+        task = loop.create_task(_serve(connected, handles))
+        serving.add(task)
+        task.add_done_callback(serving.discard)
+
+
+async def _serve(connected: socket.socket, handles: Handles) -> None:
+    """One request and its answer."""
+    loop = asyncio.get_running_loop()
+    with connected, contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(TIMEOUT):
+            if _allowed(connected):
+                request = await _line(connected)
+                await loop.sock_sendall(connected, json.dumps(await _answer(request, handles)).encode() + b"\n")
+
+
+async def _line(connected: socket.socket) -> bytes:
+    """What comes until the end of a line; OSError when that is none of ours."""
+    line = b""
+    while not line.endswith(b"\n"):
+        more = await asyncio.get_running_loop().sock_recv(connected, _MAX_REQUEST)
+        if not more or len(line) > _MAX_REQUEST:
+            raise ConnectionAbortedError
+        line += more
+    return line
 
 
 async def _answer(request: bytes, handles: Handles) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tpvpn.dns import file, resolved, system
 from tpvpn.dns.file import FileWatch, Taken
-from tpvpn.errors import PrivilegeError, UsageError
+from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 from tpvpn.helper.client import HelperClient
 
 Mode = Literal["auto", "resolved", "file", "off"]
@@ -198,11 +198,21 @@ class HostResolver:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(wake.wait(), wait)
                 wake.clear()
-                async with self._busy:
-                    wait = await self._mend()
-                    self._refresh()
+                wait = await self._look_after()
                 if known != (known := (self.servers, self.claimed)):
                     changed()
+
+    async def _look_after(self) -> float | None:
+        """Put right what is not as it should be, if that can be; gives the seconds until it is to be tried again."""
+        try:
+            async with self._busy:
+                wait = await self._mend()
+                self._refresh()
+        except (TpvpnError, OSError) as error:  # a lack of descriptors, a full disk
+            self._warn("lack", f"warning: who answers for this host is not looked after, which is tried again: {error}")
+            return SLOWLY
+        self._warnings.pop("lack", None)
+        return wait
 
     async def _mend(self) -> float | None:
         """Put right what is not as it should be; gives the seconds until that is to be tried again."""

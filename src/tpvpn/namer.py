@@ -139,7 +139,7 @@ class Namer:
             try:
                 await host.update(*wanted)
                 self._told = wanted
-            except TpvpnError as error:
+            except (TpvpnError, OSError) as error:
                 self._say(f"warning: the host's resolver does not know the names as wanted, tried again: {error}")
                 asyncio.get_running_loop().call_later(RETRY, self._stale.set)
 

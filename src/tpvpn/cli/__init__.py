@@ -6,6 +6,7 @@ the exit code. Heavy libraries are imported by the command that needs them: `tpv
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from tpvpn.errors import TpvpnError
 
 # argparse has no public name for what add_subparsers() gives.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
+
+_LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC}
+"""Of a machine, not of the program: no traceback says more."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -31,6 +35,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `tpvpn plan | head`: what was to be read was read
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        print(f"tpvpn: this machine has not enough of what tpvpn needs: {error}", file=sys.stderr)
+        return 1
 
 
 def say(text: str) -> None:

@@ -4,21 +4,27 @@ It reads and watches; who writes is the helper. What was there may be a symlink 
 to date (NetworkManager, resolvconf, systemd-resolved): that is read, and watched, as it is now.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tpvpn.dns import marker
 from tpvpn.dns.marker import FILE
 from tpvpn.dns.system import is_own, servers_of
+
+if TYPE_CHECKING:
+    from asyncinotify import Inotify
 
 UPLINKS = Path("/run/systemd/resolve/resolv.conf")
 STUBS = ("127.0.0.53", "127.0.0.54")
 """Where systemd-resolved answers, when it does so on this host (DNSStubListener=)."""
 LOCAL = "127.0.0.1"
 """Who is asked when a file names nobody (resolv.conf(5))."""
+LOOK_AGAIN = 2.0
+"""Seconds between two looks at what cannot be watched."""
 
 
 class Taken(NamedTuple):
@@ -79,25 +85,35 @@ class FileWatch:
         self._watch_target()
 
     async def follow(self) -> AsyncIterator[None]:
-        """Once now, and whenever any of it has changed, for ever."""
-        from asyncinotify import Inotify, Mask
-
-        mask = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.ATTRIB
+        """Once now, and whenever any of it has changed, for ever; where nothing can be watched, now and then."""
         while True:
-            with Inotify() as inotify:
-                add = cast(Callable[..., object], inotify.add_watch)  # pyright: ignore[reportUnknownMemberType]
-                add(FILE.parent, mask)
-                with contextlib.suppress(OSError):  # a mount has no directory that tells of it
-                    add(FILE, Mask.CLOSE_WRITE)
-                self._add = partial(add, mask=mask)
-                self._watch_target()
-                try:
-                    yield
-                    async for event in inotify:
-                        if event.name is None or self._concerns(str(event.name)):
-                            break
-                finally:
-                    self._add = None
+            with contextlib.ExitStack() as stack:
+                inotify = self._open(stack)
+                yield
+                if inotify is None:
+                    await asyncio.sleep(LOOK_AGAIN)
+                    continue
+                async for event in inotify:
+                    if event.name is None or self._concerns(str(event.name)):
+                        break
+
+    def _open(self, stack: contextlib.ExitStack) -> "Inotify | None":
+        """Watch as long as the stack lasts; None without a descriptor, or when other programs watch all one may."""
+        try:
+            from asyncinotify import Inotify, Mask
+
+            mask = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.ATTRIB
+            inotify = stack.enter_context(Inotify())
+            add = cast(Callable[..., object], inotify.add_watch)  # pyright: ignore[reportUnknownMemberType]
+            add(FILE.parent, mask)
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):  # a mount has no directory that tells of it
+            add(FILE, Mask.CLOSE_WRITE)
+        self._add = partial(add, mask=mask)
+        stack.callback(setattr, self, "_add", None)
+        self._watch_target()
+        return inotify
 
     def _watch_target(self) -> None:
         self._target = None
