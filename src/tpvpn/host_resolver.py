@@ -209,7 +209,8 @@ class HostResolver:
                 wait = await self._mend()
                 self._refresh()
         except (TpvpnError, OSError) as error:  # a lack of descriptors, a full disk
-            self._warn("lack", f"warning: who answers for this host is not looked after, which is tried again: {error}")
+            if not self._helper.closed.done():
+                self._warn("lack", f"warning: this host's resolver is not looked after, which is tried again: {error}")
             return SLOWLY
         self._warnings.pop("lack", None)
         return wait

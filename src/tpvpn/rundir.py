@@ -188,12 +188,12 @@ def write(session: Session, gid: int) -> None:
 
 def remove(name: str) -> None:
     """Remove the session's directory, and the namespace's with the last one (root, under the lock)."""
-    gone = directory(name)
-    shutil.rmtree(gone, ignore_errors=True)
-    remove_empty(gone.parent)
+    shutil.rmtree(directory(name), ignore_errors=True)
+    remove_empty()
 
 
-def remove_empty(place: Path) -> None:
-    """Remove a namespace's directory when no session is in it (root, under the lock)."""
-    with contextlib.suppress(OSError):
-        place.rmdir()
+def remove_empty(name: str | None = None) -> None:
+    """Remove the session's directory when nothing is in it, and the namespace's (root, under the lock)."""
+    for place in ([namespace() / name] if name else []) + [namespace()]:
+        with contextlib.suppress(OSError):
+            place.rmdir()

@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(words)
         return arguments.run(arguments)
     except TpvpnError as error:
-        print(f"tpvpn: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _LACKING:
             raise
-        print(f"tpvpn: this machine has not enough of what tpvpn needs: {error}", file=sys.stderr)
+        say(f"this machine has not enough of what tpvpn needs: {error}")
         return 1
 
 

@@ -118,6 +118,7 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
                 return stopped.result()
             engine, ready = Engine(preparing.result(), helper, say), asyncio.Event()
             running = asyncio.create_task(engine.run(ready))
+            stack.push_async_callback(_cancel, running)
             handles = control.Handles(engine.status, partial(_stop, stopped, 0), engine.explain)
             if await _first(asyncio.create_task(ready.wait()), running, stopped):
                 async with control.serving(engine.directory, handles):
@@ -129,7 +130,8 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
             await _cancel(running)
             return stopped.result()
     except ConflictError as error:
-        print(error.report, file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(error.report, file=sys.stderr)
         raise
     finally:
         if started:

@@ -7,6 +7,7 @@ against the user's process dying, and ignores the signals that would end both at
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -119,8 +120,12 @@ class Helper:
         if self._journal is not None:
             raise RequestError("this helper has a session already")
         with _state_locked():
-            directory = rundir.create(name)
-            self._begin(name, Journal(directory / "journal"))
+            try:
+                directory = rundir.create(name)
+                self._begin(name, Journal(directory / "journal"))
+            except OSError:
+                rundir.remove_empty(name)
+                raise
         session = self._claimed()
         return {"device": session.device, "table": session.table, "directory": str(directory)}
 
@@ -244,11 +249,16 @@ def _reread(device: str) -> None:
 
 @contextlib.contextmanager
 def _state_locked() -> Generator[None]:
-    """As `rundir.locked`; PrivilegeError where the state cannot be kept."""
+    """As `rundir.locked`; PrivilegeError where the state cannot be kept, TpvpnError where there is no room for it."""
     try:
         with rundir.locked():
             yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TpvpnError(
+                f"cannot keep the sessions' state in {rundir.base()}: {error.strerror}; make room there, or set "
+                "TPVPN_RUN_DIR to another directory"
+            ) from error
         if error.filename is None:
             raise
         raise PrivilegeError(
@@ -261,7 +271,7 @@ def _cleanup() -> list[str]:
     """What was removed, in words."""
     with _state_locked():
         _, removed = _repair()
-        rundir.remove_empty(rundir.namespace())
+        rundir.remove_empty()
     limit = protocol.REMOVED_LIMIT
     return removed[:limit] + ([f"{len(removed) - limit} more"] if len(removed) > limit else [])
 
