@@ -1,6 +1,6 @@
 """Too little of what a machine lends a session: descriptors, memory, room on a disk.
 
-What lacks them says so in one sentence and goes on when it can; what the kernel ends is cleaned up by the other process.
+What lacks them says so in one sentence and goes on when it can; what the kernel ends, the other process cleans up.
 """
 
 import contextlib
@@ -8,14 +8,13 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from laptop import ALLOWED, CLUSTER4, TPVPN, WANTED, Laptop, at_the_kernel_exit
+from laptop import ALLOWED, CLUSTER4, TPVPN, Laptop
 
 from peers import eventually
 from tpvpn.lab.topology import IPERF
@@ -43,13 +42,13 @@ def few_descriptors(pid: int, more: int) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, had)
 
 
-@pytest.mark.parametrize("limit", [12, 14, 16, 19, 21, 23])
+@pytest.mark.parametrize("limit", [12, 14, 16, 19, 21, 22, 23])
 def test_too_few_to_connect_is_one_sentence(laptop: Laptop, limit: int) -> None:
-    """Whatever they do not suffice for: a module, the helper, the routes, the control socket."""
+    """Whatever they do not suffice for: a module, the helper, the routes, the control socket, the command."""
     before = laptop.state()
     connect = laptop.connect_command(*ALLOWED, "--", "true")
     ended = laptop.run("prlimit", f"--nofile={limit}:", *connect)
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode in (1, 126), ended.stderr
     assert re.match("tpvpn: .*Too many open files", ended.stderr.splitlines()[-1]), ended.stderr
     assert "/tpvpn/" not in ended.stderr.rpartition("tpvpn: ")[0], ended.stderr
     laptop.is_as(before)
