@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -519,6 +520,20 @@ async def _hear(watch: FileWatch) -> None:
         told += 1
         if told == 2:
             return
+
+
+def test_where_nothing_can_be_watched_it_is_looked_at_now_and_then() -> None:
+    """Without a descriptor, as when other programs watch all that one may."""
+
+    async def main() -> None:
+        had = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, had[1]))
+        try:
+            await asyncio.wait_for(_hear(FileWatch()), 2 * file.LOOK_AGAIN)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, had)
+
+    asyncio.run(main())
 
 
 def test_the_lower_session_changes_its_domains_below_the_upper(etc: Path) -> None:
