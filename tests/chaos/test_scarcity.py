@@ -59,7 +59,8 @@ def test_none_from_the_first_moment_on(laptop: Laptop, more: int) -> None:
     with laptop.connected() as session:
         with few_descriptors(session.process.pid, more):
             laptop.sh("ip route add 10.130.5.0/24 dev tun0; ip route del 10.130.5.0/24 dev tun0")
-            session.says("Too many open files")
+            if more < 0:  # else what had been open for a moment may suffice
+                session.says("Too many open files")
             laptop.reaches("cluster", CLUSTER4)
         laptop.reaches("cluster", CLUSTER4)
         assert session.said.count("Too many open files") <= 2, "of routes and of names, once each"
