@@ -196,7 +196,8 @@ class HostResolver:
             wait: float | None = 0.0
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(wake.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await wake.wait()
                 wake.clear()
                 async with self._busy:
                     wait = await self._mend()
