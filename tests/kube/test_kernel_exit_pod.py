@@ -261,7 +261,7 @@ def test_what_a_killed_manager_left_in_the_pod_is_removed_when_its_container_sta
             run("kill", "-KILL", (pod.devices() / "cgroup.procs").read_text().split()[0])
             eventually(lambda: pod.status()["containerStatuses"][0]["restartCount"] == 1, 20, "it starts again")
             says(pod, "listening")
-            assert device_index(pod) == 0
+            assert device_index(pod) != left, "none, or that of the laptop, which is back already"
         with connected(host, pod, tmp_path) as on_host:
             assert device_index(pod) not in (0, left)
             carries(cluster, on_host)
