@@ -1,5 +1,6 @@
 """route/netlink against iproute2, in namespaces with one of everything that VPNs and routing daemons leave behind."""
 
+import asyncio
 import ipaddress
 import json
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tpvpn.route.changes import Changes
 from tpvpn.route.fib import Link, Nexthop, Route, Rule, View
 
 ZOO = """
@@ -322,3 +324,26 @@ def test_a_storm_of_changes_is_told_twice_a_second(namespace: Namespace, watcher
         assert storm.poll() is None
     namespace.sh("ip rule add pref 5 lookup 7")
     assert watcher.stdout.readline() == "changed\n"
+
+
+@pytest.mark.parametrize("later", range(6))
+def test_who_waits_for_changes_can_be_cancelled_as_one_comes(later: int) -> None:
+    """A session that is ended while another's routes go: at whatever step of the loop, it does not wait for more."""
+
+    async def main() -> bool:
+        with Changes() as changes:
+            waiting = asyncio.ensure_future(anext(changes))
+            changes.tell()
+            await steps(10)  # now the burst is waited for
+            changes.tell()
+            await steps(later)
+            waiting.cancel()
+            await asyncio.wait([waiting], timeout=5)
+            return waiting.cancelled()
+
+    assert asyncio.run(main())
+
+
+async def steps(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -196,7 +196,8 @@ class HostResolver:
             wait: float | None = 0.0
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(wake.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await wake.wait()
                 wake.clear()
                 wait = await self._look_after()
                 if known != (known := (self.servers, self.claimed)):

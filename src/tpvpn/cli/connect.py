@@ -215,7 +215,8 @@ class Command:
             self._told = signal.SIGTERM
             self._pass_on(self._told)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._running), self.GRACE)
+                async with asyncio.timeout(self.GRACE):
+                    await asyncio.shield(self._running)
             if self._process and self._process.returncode is None:
                 self._process.kill()
             await self._running

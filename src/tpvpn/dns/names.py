@@ -74,7 +74,8 @@ class Names:
             now = asyncio.get_running_loop().time()
             wait = min((one.due - now for one in self._names), default=None)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._new.wait(), wait if wait is None else max(0.0, wait))
+                async with asyncio.timeout(wait if wait is None else max(0.0, wait)):
+                    await self._new.wait()
             self._new.clear()
             before = self.addresses()
             await self.look_up()

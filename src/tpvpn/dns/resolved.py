@@ -207,7 +207,8 @@ async def changes() -> AsyncIterator[None]:
                 yield
                 while not gone.done():
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(changed.wait(), LOOK_AGAIN)
+                        async with asyncio.timeout(LOOK_AGAIN):
+                            await changed.wait()
                         await asyncio.sleep(QUIET)
                     changed.clear()
                     yield

@@ -152,7 +152,8 @@ class HelperClient:
         if not self.closed.done():
             self._connection.shutdown(socket.SHUT_WR)
             try:
-                await asyncio.wait_for(asyncio.shield(self.closed), PATIENCE)
+                async with asyncio.timeout(PATIENCE):
+                    await asyncio.shield(self.closed)
             except TimeoutError:
                 raise TpvpnError(f"the root helper did not end within {PATIENCE:.0f} s: see `ip rule`") from None
 

@@ -53,7 +53,8 @@ async def probe(targets: list[str], path: str, deadline: float, wait: bool) -> d
     async def pursue(target: str) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                answers[target] = await asyncio.wait_for(ask(target, path), end - time.monotonic())
+                async with asyncio.timeout(end - time.monotonic()):
+                    answers[target] = await ask(target, path)
             if answers[target] is not None or not wait or time.monotonic() + PAUSE > end:
                 return
             await asyncio.sleep(PAUSE)

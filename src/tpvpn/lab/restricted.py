@@ -13,7 +13,7 @@ UNPRIVILEGED = (
 # may be deleted meanwhile, and its mount with it.
 _READ_ONLY = """
 for point in $(cut -d " " -f 2 /proc/self/mounts); do
-    mount -o remount,bind,ro "$point" || [ ! -e "$point" ]
+    mount -o remount,bind,ro "$point" || ! mountpoint -q "$point"
 done
 exec "$@"
 """

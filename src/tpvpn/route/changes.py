@@ -73,7 +73,8 @@ class Changes:
         while self._changed.is_set():
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), min(QUIET, max(0, end - self._loop.time())))
+                async with asyncio.timeout(min(QUIET, max(0, end - self._loop.time()))):
+                    await self._changed.wait()
             if self._loop.time() >= end:
                 self._changed.clear()
 
