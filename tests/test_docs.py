@@ -1,12 +1,24 @@
-"""What the documents promise about themselves: the README's length, links that lead somewhere, the demo's commands."""
+"""What the documents promise about themselves: the README's length, links that lead somewhere, no value left out."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from tpvpn.kube.helm import CHART
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "bench").rglob("*.md")),
+]
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
 def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
@@ -16,16 +28,50 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     assert commands[:2] == ["scripts/demo", "scripts/test"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target, anchor in LINK.findall(page.read_text()):
+        if not target.startswith("https://"):
+            led = page.parent / target if target else page
+            assert led.exists(), target
+            assert not anchor or anchor in anchors(led), f"{target}#{anchor}"
+
+
+def test_every_page_stands_in_the_index() -> None:
+    listed = {(DOCS / target).resolve() for target, _ in LINK.findall((DOCS / "index.md").read_text())}
+    assert set(DOCS.rglob("*.md")) - {DOCS / "index.md"} <= listed
+
+
+def test_paths_of_pages_in_code_and_prose_are_there() -> None:
+    for path in (path for top in ("src", "tests", "scripts", "packaging", "bench") for path in (ROOT / top).rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            for named in re.findall(r"docs/[\w/-]+\.md", path.read_text(errors="ignore")):
+                assert (ROOT / named).exists(), f"{path}: {named}"
 
 
 def test_every_module_stands_in_the_architecture() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text()
+    text = (DOCS / "architecture.md").read_text()
     source = ROOT / "src" / "tpvpn"
     for path in source.iterdir():
         name = path.name.removesuffix(".py")
         if not name.startswith("_"):
             assert re.search(rf"`{name}/?`|{name}", text), f"{name} is not in docs/architecture.md"
+
+
+def test_the_chart_page_has_every_value() -> None:
+    def leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:
+        for key, value in values.items():
+            if path + key in ("client", "client.routing", "client.dns", "networkPolicy"):
+                yield from leaves(value, f"{path}{key}.")
+            else:
+                yield path + key
+
+    rows = re.findall(r"^\| (`.+?) \|", (DOCS / "reference" / "chart.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall("`([^`]+)`", row)}
+    assert named == set(leaves(yaml.safe_load((CHART / "values.yaml").read_text())))

@@ -221,7 +221,7 @@ class Tunnel:
         if kind == frame.DNS:
             self._on_dns(int.from_bytes(payload[:2]), payload[2:])
         if kind != frame.CONTROL:
-            return  # kinds of a later version are skipped (docs/protocol.md)
+            return  # kinds of a later version are skipped (docs/reference/wire.md)
         what, link = message.decode(payload), self._bundle.speaking
         if what["type"] == "ping":
             link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))

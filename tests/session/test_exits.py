@@ -2,7 +2,7 @@
 
 Each row does something on the laptop and returns what came of it, in words. What that must be without a session stands
 beside the row; the direct way of the same run must give that, and each exit what the direct way gives, unless the row
-names the difference, whose reasons are in docs/exits.md.
+names the difference, whose reasons are in docs/concepts/exits.md.
 
     laptop ── node ── cluster (a pod; ports with firewall rules) ── router's other side, MTU 1400 ── beyond
                  └─ routes of every kind that refuses

@@ -25,7 +25,9 @@ SCHEMA = "tpvpn.config/1"
 def add_parser(commands: Commands) -> None:
     """Add `config` and its one command."""
     config = commands.add_parser(
-        "config", help="show the configuration", description="The configuration file's keys: docs/configuration.md."
+        "config",
+        help="show the configuration",
+        description="The configuration file's keys: docs/reference/configuration.md.",
     )
     verbs = config.add_subparsers(required=True, metavar="COMMAND")
     view = verbs.add_parser("view", help="show every key's value and where it is from (flags are no part of it)")

@@ -1,5 +1,5 @@
 """The audit: one line when a session opens, when a link of it is lost, when another joins it, and when it ends; and
-one when a token is refused (docs/protocol.md).
+one when a token is refused (docs/reference/wire.md).
 
 Each is words of the form key=value that stay as they are from version to version; a value with anything but plain
 characters in it is quoted as in JSON, so that a client's name makes no words of its own.

@@ -13,7 +13,7 @@ from tpvpn.wire import frame, vnet
 _ACKNOWLEDGMENTS = 2048
 """Bytes of the frames that a connection sends before its large segment: each tells of three ranges, all of 24."""
 SLOT = frame.HEADER_LENGTH + vnet.HEADER_LENGTH + 65_535 + _ACKNOWLEDGMENTS
-_LARGEST = 65_535  # no receiver takes a longer packet (docs/protocol.md)
+_LARGEST = 65_535  # no receiver takes a longer packet (docs/reference/wire.md)
 _SIZE = (1 << 19) + SLOT
 
 

@@ -1,4 +1,4 @@
-"""A session's questions to the pod's resolver: DNS frames in, DNS frames out (docs/protocol.md).
+"""A session's questions to the pod's resolver: DNS frames in, DNS frames out (docs/reference/wire.md).
 
 It reads of a message the header, the question and where its records end; the client gets the answer's bytes as they
 are, but for the id. It decides nothing about names, and keeps none: the client has the cache.

@@ -211,7 +211,7 @@ class Session:
             self._on_control(payload, self._bundle.speaking)
         elif kind == frame.DNS:
             self._resolver.ask(payload)
-        # kinds of a later version are skipped (docs/protocol.md)
+        # kinds of a later version are skipped (docs/reference/wire.md)
 
     def _on_control(self, payload: bytes, link: Link) -> None:
         what = message.decode(payload)

@@ -1,4 +1,4 @@
-"""The `config` control frame: a client's virtual subnets, changed during its session (docs/protocol.md).
+"""The `config` control frame: a client's virtual subnets, changed during its session (docs/reference/wire.md).
 
 Pure. A pair says that a virtual subnet, out of a space that neither clusters nor VPNs use, stands for a subnet of the
 cluster of the same size. A frame of another shape is a ProtocolError and ends the link; pairs that cannot be mapped are

@@ -1,4 +1,4 @@
-"""What every handshake has: a greeting, a version, and proofs that both ends know the same token (docs/protocol.md).
+"""What every handshake has: a greeting, a version, and proofs that both ends know the token (docs/reference/wire.md).
 
 It knows nothing of sockets, nor of what is asked and granted. Neither end sends the token. Each proves that it has it
 by an HMAC over its own label, the hash of all frames so far and the hash of the manager's certificate:

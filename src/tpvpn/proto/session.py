@@ -1,4 +1,4 @@
-"""The handshake that opens a session: greeting, hello, welcome (docs/protocol.md); its proofs are `handshake`'s.
+"""The handshake that opens a session: greeting, hello, welcome (docs/reference/wire.md); its proofs are `handshake`'s.
 
 It knows nothing of sockets: frames' payloads in, frames' payloads out; the nonce is an argument.
 

@@ -1,4 +1,4 @@
-"""The handshake that asks for the manager's sessions, and may end some, in the place of opening one (docs/protocol.md).
+"""The handshake that asks for the manager's sessions, and may end some, instead of opening one: docs/reference/wire.md.
 
 Pure. What is asked stands in the proven request, so nobody on the way can end a session; whether it may be done is the
 manager's to say.

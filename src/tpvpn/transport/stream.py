@@ -14,7 +14,7 @@ from typing import Protocol
 
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 NO_CERTIFICATE = bytes(32)
-"""Stands for the certificate's hash on a stream without TLS (docs/protocol.md)."""
+"""Stands for the certificate's hash on a stream without TLS (docs/reference/wire.md)."""
 
 
 class Dialler(Protocol):

@@ -1,7 +1,7 @@
 """Frames on the byte stream between client and manager.
 
 A frame is a 4-byte header in network order, kind in the top 8 bits and payload length in the low 24, then the payload
-(docs/protocol.md). A packet frame's header is therefore just its length. It knows nothing of what payloads mean.
+(docs/reference/wire.md). A packet frame's header is therefore just its length. It knows nothing of what payloads mean.
 """
 
 import struct
