@@ -1,6 +1,7 @@
 """What the documents promise about themselves: the README's length, links that lead somewhere, no value left out."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tpvpn import errors
+from tpvpn.cli import EXIT_CODES, reference
 from tpvpn.kube.helm import CHART
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +65,29 @@ def test_every_module_stands_in_the_architecture() -> None:
         name = path.name.removesuffix(".py")
         if not name.startswith("_"):
             assert re.search(rf"`{name}/?`|{name}", text), f"{name} is not in docs/architecture.md"
+
+
+def test_the_commands_page_is_what_the_program_gives() -> None:
+    page = (DOCS / "reference" / "cli.md").read_text()
+    assert page == reference.markdown(), "docs/reference/cli.md is not what the program gives: run scripts/docs"
+
+
+def test_the_man_page_has_every_command_and_no_fault(tmp_path: Path) -> None:
+    page = tmp_path / "tpvpn.1"
+    page.write_text(reference.man("2026-01-01"))
+    checked = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+    shown = subprocess.run(["mandoc", "-T", "utf8", page], capture_output=True, text=True, check=True).stdout
+    shown = re.sub(".\b", "", shown)
+    for heading in re.findall("^## (.+)$", (DOCS / "reference" / "cli.md").read_text(), re.MULTILINE):
+        assert re.search(rf"^ +{heading}( |$)", shown, re.MULTILINE), heading
+
+
+def test_the_exit_codes_page_has_every_code_and_error() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", (DOCS / "reference" / "exit-codes.md").read_text(), re.MULTILINE)
+    assert {int(code): name for code, name in rows} == EXIT_CODES
+    raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    assert raised | {0, 130} == set(EXIT_CODES)
 
 
 def test_the_chart_page_has_every_value() -> None:

@@ -18,6 +18,20 @@ from tpvpn.errors import TpvpnError
 # argparse has no public name for what add_subparsers() gives.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
 
+PROGRAM = "tpvpn"
+DESCRIPTION = "A laptop's way into a Kubernetes cluster that is at home beside any VPN."
+EXIT_CODES = {
+    0: "done",
+    1: "internal",
+    2: "usage",
+    3: "conflict",
+    4: "cluster",
+    5: "privilege",
+    6: "manager",
+    7: "link lost for good",
+    130: "interrupted",
+}
+
 _LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC}
 """Of a machine, not of the program: no traceback says more."""
 
@@ -25,7 +39,7 @@ _LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSP
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit code (DESIGN: 0 done, 1 internal, 2 usage, 3 conflict, …)."""
     try:
-        arguments = _parser().parse_args(words)
+        arguments = parser(_called()).parse_args(words)
         return arguments.run(arguments)
     except TpvpnError as error:
         say(str(error))
@@ -48,14 +62,19 @@ def say(text: str) -> None:
         print(f"tpvpn: {text}", file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _called() -> str:
+    """As whoever types it sees it: kubectl runs its plugin kubectl-tpvpn."""
+    return f"kubectl {PROGRAM}" if os.path.basename(sys.argv[0]).startswith("kubectl-") else PROGRAM
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    """The whole command line, of a program that is called so."""
     from tpvpn.cli import cleanup, config, connect, doctor, helm, lab, manager, plan, sessions, why
 
     parser = argparse.ArgumentParser(
-        prog=os.path.basename(sys.argv[0]).replace("kubectl-", "kubectl ").removesuffix(".py") or "tpvpn",
-        description="A laptop's way into a Kubernetes cluster that is at home beside any VPN.",
-        epilog="exit codes: 0 done, 1 internal, 2 usage, 3 conflict, 4 cluster, 5 privilege, 6 manager, "
-        "7 link lost for good, 130 interrupted",
+        prog=program,
+        description=DESCRIPTION,
+        epilog="exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()),
     )
     parser.add_argument("--version", action="version", version=f"tpvpn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
