@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpvpn.errors import TpvpnError, UsageError
+from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
 
 TIMEOUT = 8.0
 """Seconds for a request and its answer; a name that nobody answers for is known to be so after three."""
 _MAX_REQUEST = 4096
 _PAUSE = 0.1
+_ANOTHERS = "this session is another user's: ask as that user, or as root"
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -111,7 +112,7 @@ def _socket(directory: Path) -> Path:
 
 
 def ask(directory: Path, request: str) -> dict[str, Any]:
-    """The answer of the session of this directory; UsageError when it cannot be asked."""
+    """The answer of the session of this directory. UsageError when it is not there, PrivilegeError when not ours."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             asking.settimeout(TIMEOUT)
@@ -119,11 +120,11 @@ def ask(directory: Path, request: str) -> dict[str, Any]:
             asking.sendall(request.encode() + b"\n")
             answer: dict[str, Any] = json.loads(asking.makefile("rb").readline() or b"{}")
     except PermissionError as error:
-        raise UsageError("this session is another user's: ask as that user, or as root") from error
+        raise PrivilegeError(_ANOTHERS) from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise UsageError("this session does not answer: it is connecting still, or has just ended") from error
     except (OSError, ValueError) as error:
         raise TpvpnError(f"the session did not answer: {error}") from error
     if not answer:
-        raise UsageError("this session is another user's: ask as that user, or as root")
+        raise PrivilegeError(_ANOTHERS)
     return answer

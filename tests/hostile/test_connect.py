@@ -59,8 +59,8 @@ TERMS = Terms("s1", "246.0.0.1", None, 1500, [], {"ipv4": "kernel", "ipv6": None
         (("--also-proxy", ""), "--also-proxy: ''"),
         (("--never-proxy", "1.2.3.4/255.0.0.0"), "--never-proxy: '1.2.3.4/255.0.0.0'"),
         (("--service-cidr", "127.0.0.0/8"), "127.0.0.0/8"),
-        (("--on-conflict", "pray"), "invalid choice: 'pray'"),
-        (("--frobnicate",), "unrecognized arguments: --frobnicate"),
+        (("--on-conflict", "pray"), "--on-conflict: 'pray' is none of fail, skip, hosts, virtual; see"),
+        (("--frobnicate",), "unknown flag --frobnicate; see"),
         (("curl",), "curl"),
         (("--manager", "192.0.2.10"), "'192.0.2.10' names no manager: write tcp://HOST:PORT"),
         (("--manager", "tcp://[::1"), "names no manager"),
@@ -80,7 +80,7 @@ def test_options_that_make_no_sense(laptop: Laptop, options: tuple[str, ...], sa
         end = laptop.failing(url, *options)
     assert end.code == 2, end.said
     assert said in end.said
-    assert end.said.startswith(("tpvpn: ", "usage: ")), end.said
+    assert end.said.startswith("tpvpn: "), end.said
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------

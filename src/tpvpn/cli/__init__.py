@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from tpvpn import __version__
+from tpvpn.cli.parser import Parser
 from tpvpn.errors import TpvpnError
 
 # argparse has no public name for what add_subparsers() gives.
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 
 PROGRAM = "tpvpn"
 DESCRIPTION = "A laptop's way into a Kubernetes cluster that is at home beside any VPN."
@@ -39,7 +40,7 @@ _LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSP
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit code (DESIGN: 0 done, 1 internal, 2 usage, 3 conflict, …)."""
     try:
-        arguments = parser(_called()).parse_args(words)
+        arguments = parser(_called()).parse_args(sys.argv[1:] if words is None else words)
         return arguments.run(arguments)
     except TpvpnError as error:
         say(str(error))
@@ -67,11 +68,11 @@ def _called() -> str:
     return f"kubectl {PROGRAM}" if os.path.basename(sys.argv[0]).startswith("kubectl-") else PROGRAM
 
 
-def parser(program: str) -> argparse.ArgumentParser:
+def parser(program: str) -> Parser:
     """The whole command line, of a program that is called so."""
     from tpvpn.cli import cleanup, config, connect, doctor, helm, lab, manager, plan, sessions, why
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description=DESCRIPTION,
         epilog="exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()),

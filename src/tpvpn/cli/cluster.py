@@ -1,6 +1,7 @@
 """The flags that name a cluster and the manager in it: kubectl's own where it has one."""
 
 import argparse
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,17 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGro
     group.add_argument("--as", dest="as_user", metavar="USER", help="impersonate this user")
     group.add_argument("--as-group", action="append", default=[], metavar="GROUP", help="and this group (repeatable)")
     group.add_argument(
-        "--request-timeout", type=float, default=10.0, metavar="S", help="seconds for a request to the API server (10)"
+        "--request-timeout", type=_seconds, default=10.0, metavar="S", help="for a request to the API server (10)"
     )
     return group
+
+
+def _seconds(text: str) -> float:
+    """Seconds as kubectl writes them too, "5s"."""
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text.removesuffix("s"))) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
 
 
 def add_manager_namespace(group: "argparse._ArgumentGroup") -> None:  # pyright: ignore[reportPrivateUsage]

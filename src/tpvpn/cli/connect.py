@@ -85,13 +85,12 @@ def add_endpoint_flags(group: "argparse._ArgumentGroup") -> None:  # pyright: ig
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import uvloop
+    from tpvpn.cli.loop import run_fast
 
     command: list[str] = arguments.command
     if command and command[0] != "--":
         raise UsageError(f"unknown argument {command[0]!r}; a command to run stands behind `--`")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_session(arguments, command[1:]))
+    return run_fast(_session(arguments, command[1:]))
 
 
 async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:

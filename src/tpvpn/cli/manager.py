@@ -44,12 +44,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _sessions(arguments: argparse.Namespace) -> int:
-    import asyncio
-
+    from tpvpn.cli.loop import run
     from tpvpn.proto.sessions import Question
 
     question = Question(socket.gethostname(), arguments.end, arguments.end_user)
-    answer = asyncio.run(_ask(arguments, question))
+    answer = run(_ask(arguments, question))
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.manager-sessions/1", **asdict(answer)}, indent=1))
     else:

@@ -32,14 +32,14 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan on stdout; 0, or 3 when connect would refuse."""
-    import asyncio
     import json
 
     from tpvpn import rundir
+    from tpvpn.cli.loop import run as run_loop
     from tpvpn.report import as_json, as_text
     from tpvpn.router import Router
 
-    plan = asyncio.run(Router(asyncio.run(_request(arguments)), quiet).preview(rundir.DEFAULT_NAME))
+    plan = run_loop(Router(run_loop(_request(arguments)), quiet).preview(rundir.DEFAULT_NAME))
     if arguments.output == "json":
         print(json.dumps(as_json(plan), indent=2))
     else:

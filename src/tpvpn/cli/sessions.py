@@ -4,9 +4,12 @@ import argparse
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tpvpn.cli import Commands
+from tpvpn.cli import Commands, say
+
+if TYPE_CHECKING:
+    from tpvpn.rundir import Session
 
 QUIT_TIMEOUT = 10.0
 _NO_PING = "the manager's pod would need the sysctl net.ipv4.ping_group_range"
@@ -23,18 +26,35 @@ def add_parsers(commands: Commands) -> None:
     quit.set_defaults(run=_quit)
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def _running(name: str | None) -> "list[Session]":
+    """The sessions that run; of a name, the one that has it. UsageError when that does not run, or is no name."""
     from tpvpn import rundir
-    from tpvpn.control import ask
     from tpvpn.errors import UsageError
 
-    running = [one for one in rundir.sessions() if arguments.name in (None, one.name)]
+    running = rundir.sessions()
+    if name is None:
+        return running
+    rundir.directory(name)  # whether it is a name
+    named = [one for one in running if one.name == name]
+    if not named:
+        others = ", ".join(one.name for one in running)
+        raise UsageError(f"no session {name} runs here" + (f": those that run are {others}" if others else ""))
+    return named
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from tpvpn.control import ask
+    from tpvpn.errors import TpvpnError
+
+    running = _running(arguments.name)
     answers = list[dict[str, Any]]()
     for one in running:
         try:
             answers.append(ask(one.directory, "status"))
-        except UsageError as error:  # another user's, or it is connecting still: the others are shown all the same
-            print(f"{one.name}: process {one.pid}, not ready yet or not to be asked ({error})", file=sys.stderr)
+        except TpvpnError as error:  # another user's, or it is connecting still: the others are shown all the same
+            if arguments.name:
+                raise
+            say(f"session {one.name} of process {one.pid} is not shown: {error}")
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
     elif not running:
@@ -72,13 +92,12 @@ def _text(status: dict[str, Any]) -> str:
 
 
 def _quit(arguments: argparse.Namespace) -> int:
-    from tpvpn import rundir
     from tpvpn.control import ask
     from tpvpn.errors import TpvpnError, UsageError
 
-    running = [one for one in rundir.sessions() if arguments.name in (None, one.name)]
+    running = _running(arguments.name)
     if not running:
-        raise UsageError(f"no session {arguments.name} runs here" if arguments.name else "no session runs here")
+        raise UsageError("no session runs here")
     if len(running) > 1:
         raise UsageError(f"several sessions run: name one with --name ({', '.join(one.name for one in running)})")
     (session,) = running

@@ -39,21 +39,20 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what becomes of a name, and the answer for each address of the target; 0."""
-    import asyncio
-
     from tpvpn import rundir
+    from tpvpn.cli.loop import run as run_loop
     from tpvpn.privileged import look
     from tpvpn.route.netlink import read_view
     from tpvpn.route.prefix import Prefix
     from tpvpn.route.why import explain
     from tpvpn.router import see
 
-    preview = asyncio.run(_preview(arguments))
-    named = _named(arguments, preview)
+    preview = run_loop(_preview(arguments))
+    named = run_loop(_named(arguments, preview))
     addresses: list[str] = named["addresses"] if named else [Prefix.host(arguments.target).address()]
     plan, source = _plan(arguments, preview)
     device = rundir.device_name(arguments.name)
-    view = see(asyncio.run(read_view()), look([Prefix.host(one) for one in addresses], device, ()))
+    view = see(run_loop(read_view()), look([Prefix.host(one) for one in addresses], device, ()))
     answers = [explain(view, address, plan, device, os.getuid()).as_json() for address in addresses]
     if arguments.output == "json":
         print(
@@ -74,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(arguments: argparse.Namespace, preview: "Plan | None") -> dict[str, Any] | None:
+async def _named(arguments: argparse.Namespace, preview: "Plan | None") -> dict[str, Any] | None:
     """What becomes of a name, as the session that runs says; else as it would with this plan. None: an address."""
     from tpvpn import rundir
     from tpvpn.control import ask
@@ -95,7 +94,9 @@ def _named(arguments: argparse.Namespace, preview: "Plan | None") -> dict[str, A
     if preview is None:
         return ask(rundir.directory(arguments.name), f"name {name}")
     decision = Policy(naming(arguments)).following(preview).decide(name, A)
-    addresses = [decision.address] if decision.address else _addresses(name) if decision.where != "nowhere" else []
+    addresses = (
+        [decision.address] if decision.address else await _addresses(name) if decision.where != "nowhere" else []
+    )
     return {"name": name, **asdict(decision), "server": None, "rcode": None, "records": [], "addresses": addresses}
 
 
@@ -111,24 +112,28 @@ def _name(named: dict[str, Any]) -> str:
         "address": f"is {named['address']}, and asked of nobody",
     }[named["where"]]
     lines = wrap(f"{name} {where}: {named['because']}.", "")
-    for record in named["records"] or [named["rcode"] or _unasked(named)]:
+    for record in (*named["records"], *_no_address(named)):
         lines += wrap(record, "  answer      ")
     return "\n".join(lines)
 
 
-def _unasked(named: dict[str, Any]) -> str:
-    """What there is instead of a session's answer."""
+def _no_address(named: dict[str, Any]) -> list[str]:
+    """What there is instead of a session's records, or beside those that lead to no address."""
+    if named["rcode"] is not None:
+        nothing = {"NXDOMAIN": "there is no such name (NXDOMAIN)", "NOERROR": "the name is there, and has no address"}
+        return [] if named["addresses"] else [nothing.get(named["rcode"], str(named["rcode"]))]
     if named["server"]:
-        return "nobody answered"
-    return f"this host has {', '.join(named['addresses']) or 'none'} for it now"
+        return ["nobody answered"]
+    return [f"this host has {', '.join(named['addresses']) or 'none'} for it now"]
 
 
-def _addresses(name: str) -> list[str]:
+async def _addresses(name: str) -> list[str]:
     """The addresses that programs of this host have for a name now."""
+    import asyncio
     import socket
 
     try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))

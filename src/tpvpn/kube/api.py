@@ -45,7 +45,7 @@ class Cluster:
         self, access: Access, loader: "KubeConfigLoader | None", configuration: "Configuration", context: str
     ) -> None:
         self._access, self._loader, self._configuration = access, loader, configuration
-        self.context = context
+        self.context, self.timeout = context, access.timeout
         self.server = str(configuration.host)
         self.namespace = access.namespace or _namespace_of(loader)
         self._client: ApiClient
@@ -128,11 +128,11 @@ class Cluster:
 
         async def send(identity: list[tuple[str, str]]) -> tuple[int, bytes]:
             try:
-                answer = await self._open(method, path, body, query, content_type, identity, self._access.timeout)
+                answer = await self._open(method, path, body, query, content_type, identity, self.timeout)
                 return answer.status, await self._body(answer)
             except TimeoutError:
                 raise ClusterError(
-                    f"{self.server} did not answer within {self._access.timeout:g} s: is the VPN up that leads to it?"
+                    f"{self.server} did not answer within {self.timeout:g} s: is the VPN up that leads to it?"
                 ) from None
 
         status, data = await send(await self._identity())

@@ -64,7 +64,7 @@ class ThroughApiServer(ABC):
         """A stream on which frames may begin. ClusterError when the API server refuses, else ManagerError."""
         headers = await self._cluster.headers()
         whom = f"{self.purpose} at {self._authority}"
-        return await first(addresses, lambda address: self._dial(address, headers), whom)
+        return await first(addresses, lambda address: self._dial(address, headers), whom, self._cluster.timeout)
 
     @abstractmethod
     async def _open(self, stream: Stream, headers: list[tuple[str, str]]) -> tuple[Stream, bytes]:

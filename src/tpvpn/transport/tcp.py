@@ -132,16 +132,19 @@ async def resolve(host: str, port: int, whose: str) -> list[str]:
 
 
 async def first(
-    addresses: list[str], dial: Callable[[str], Awaitable[tuple[Stream, bytes]]], whom: str
+    addresses: list[str],
+    dial: Callable[[str], Awaitable[tuple[Stream, bytes]]],
+    whom: str,
+    timeout: float = CONNECT_TIMEOUT,
 ) -> tuple[Stream, bytes]:
     """What dialling the first address that answers gives. ManagerError with what every address said."""
     failures: list[str] = []
     for address in addresses:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 return await dial(address)
         except TimeoutError:
-            failures.append(f"{address} did not answer within {CONNECT_TIMEOUT:.0f} s")
+            failures.append(f"{address} did not answer within {timeout:g} s")
         except ssl.SSLError as error:
             failures.append(f"{address} does not speak TLS as expected ({error.reason or error})")
         except OSError as error:  # asyncio puts words of its own into strerror
