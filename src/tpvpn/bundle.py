@@ -13,6 +13,7 @@ several it is cut to runs by a hash of the 5-tuple that is the same for both dir
 import asyncio
 import struct
 from collections.abc import Callable
+from typing import Protocol
 
 from tpvpn.errors import LinkLostError
 from tpvpn.link import Link, Memory, Receive
@@ -22,6 +23,26 @@ DRAIN = 2.0
 """Seconds for which a link that another one took the place of is read."""
 _ADDRESSES4, _ADDRESSES6, _PORTS = struct.Struct(">II"), struct.Struct(">4Q"), struct.Struct(">HH")
 _WITH_PORTS = (6, 17)
+
+
+class Links(Protocol):
+    """What whoever carries packets sees of it."""
+
+    receive: Receive
+    on_drained: Callable[[], None]
+
+    @property
+    def congested(self) -> bool:
+        """It takes no more now."""
+        ...
+
+    def send_batch(self, batch: memoryview) -> None:
+        """Send whole packet frames. The memory stays the caller's again when `congested` is false."""
+        ...
+
+    def leave(self) -> None:
+        """For `receive`: it leaves whole frames for the next turn of the loop."""
+        ...
 
 
 class Bundle:

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 from tpvpn.dns.policy import Naming
 from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
-from tpvpn.helper.client import Claimed, HelperClient, clean_up
+from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.host_resolver import Mode
 from tpvpn.keeper import Keeper, Patience
 from tpvpn.namer import Namer
+from tpvpn.place import HERE, Place
 from tpvpn.proto.session import Held, Offer, Terms
 from tpvpn.route.changes import Changes
 from tpvpn.route.prefix import Prefix
@@ -88,9 +89,13 @@ class Engine:
     """One session; `run()` lasts as long as it does, and cancelling that ends it cleanly."""
 
     def __init__(
-        self, settings: Settings, helper: Callable[[], Awaitable[HelperClient]], say: Callable[[str], None]
+        self,
+        settings: Settings,
+        helper: Callable[[], Awaitable[HelperClient]],
+        say: Callable[[str], None],
+        place: Place = HERE,
     ) -> None:
-        self._settings, self._start_helper, self._say = settings, helper, say
+        self._settings, self._start_helper, self._say, self._place = settings, helper, say, place
         self._since = datetime.now().astimezone()
         self._state = "connecting"
         self._linking = asyncio.Lock()
@@ -101,13 +106,13 @@ class Engine:
         """The virtual subnets that the manager was told of."""
         self._held: Held | None = None
         self._tun: Tun | None = None
-        self._router = Router(settings.wishes.request, say)
-        self._namer = Namer(settings.dns, settings.wishes.naming, say)
+        self._router = Router(settings.wishes.request, say, place.kernel)
+        self._namer = Namer(settings.dns, settings.wishes.naming, say, place.resolver)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
         async with contextlib.AsyncExitStack() as stack:
-            changes = stack.enter_context(Changes())
+            changes = stack.enter_context(self._place.changes())
             transport = self._settings.transport
             addresses = await transport.resolve()
             await self._router.look(self._settings.name, _dialled(transport, addresses))
@@ -140,7 +145,7 @@ class Engine:
         finally:
             if self._helper.closed.done():
                 with contextlib.suppress(TpvpnError, OSError):
-                    await clean_up(ask=False)
+                    await self._place.clean_up()
             await self._helper.close()
 
     def _close(self) -> None:

@@ -27,7 +27,7 @@ _PEEK = 64  # a frame header is read together with the packet behind it, which m
 _BUFFER_SIZE = frame.MAX_PAYLOAD + frame.HEADER_LENGTH + RECEIVE_SIZE + _PEEK
 _MAX_QUEUED = 4 * frame.MAX_PAYLOAD
 
-Memory = bytearray | mmap.mmap
+Memory = bytearray | mmap.mmap | memoryview
 Receive = Callable[[Memory, int, int], int]
 
 

@@ -19,6 +19,7 @@ from tpvpn.dns.upstream import Upstream
 from tpvpn.errors import TpvpnError
 from tpvpn.helper.client import HelperClient
 from tpvpn.host_resolver import HostResolver, Mode
+from tpvpn.place import MakeResolver, Resolver
 from tpvpn.route.verdict import Plan
 from tpvpn.wire.dns import AAAA, A
 
@@ -31,14 +32,17 @@ RETRY = 5.0
 class Namer:
     """The names of one session."""
 
-    def __init__(self, mode: Mode, naming: Naming, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, mode: Mode, naming: Naming, say: Callable[[str], None], resolver: MakeResolver = HostResolver
+    ) -> None:
         self._mode: Mode = mode
+        self._make_resolver = resolver
         self._say = say
         self.exchange = Exchange()
         self._upstream = Upstream()
         self._policy = Policy(naming)
         self._server: Server | None = None
-        self._host: HostResolver | None = None
+        self._host: Resolver | None = None
         self._told: tuple[Sequence[str], Sequence[str]] = ((), ())
         self._stale, self._attached = asyncio.Event(), asyncio.Event()
         self._own: tuple[str, ...] = ()
@@ -54,7 +58,7 @@ class Namer:
             self._say(f"warning: the cluster's names do not work: {error}")
             return
         self._server = Server(sockets, self.exchange, self._upstream, self._decide)
-        self._host = HostResolver(helper, self._mode, own, self._say)
+        self._host = self._make_resolver(helper, self._mode, own, self._say)
         self._told = self._policy.search(), self._policy.routing_domains()
         await self._host.start(*self._told)
         self._refresh()
@@ -128,7 +132,7 @@ class Namer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _keep_told(self, host: HostResolver) -> None:
+    async def _keep_told(self, host: Resolver) -> None:
         while True:
             await self._stale.wait()
             await asyncio.sleep(SETTLE)

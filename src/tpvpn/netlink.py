@@ -297,6 +297,10 @@ class RouteSocket(NetlinkSocket):
         self._set_link(index, _IFF_UP, sizes)
         self.queue_fairly(index)
 
+    def set_up(self, index: int) -> None:
+        """Bring a device up as it is."""
+        self._set_link(index, _IFF_UP, b"")
+
     def queue_fairly(self, index: int, discipline: str = "fq_codel") -> bool:
         """Give the device this queueing discipline (tc-fq_codel(8)) where the kernel has it; whether it has."""
         payload = _TCMSG.pack(socket.AF_UNSPEC, index, 0, _TC_H_ROOT, 0) + attribute_text(_TCA_KIND, discipline)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from tpvpn.bundle import Bundle
+from tpvpn.bundle import Links
 from tpvpn.link import Memory
 from tpvpn.tun import Device
 from tpvpn.wire import frame, vnet
@@ -65,7 +65,7 @@ class Pump:
     """Runs from `start()` to `stop()`; `on_frame(kind, payload)` gets every frame that is not a packet."""
 
     def __init__(
-        self, tun: Device, bundle: Bundle, own: OwnAddress, on_frame: Callable[[int, bytes], None], *, offload: bool
+        self, tun: Device, bundle: Links, own: OwnAddress, on_frame: Callable[[int, bytes], None], *, offload: bool
     ) -> None:
         self.counters = Counters()
         self._tun, self._bundle, self._on_frame = tun, bundle, on_frame

@@ -17,12 +17,12 @@ from tpvpn.dns.names import Names
 from tpvpn.errors import TpvpnError, UsageError
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.holders import holders
+from tpvpn.place import HERE, Kernel
 from tpvpn.privileged import Seen
 from tpvpn.privileged import look as look_privileged
 from tpvpn.route.changes import Changes
 from tpvpn.route.conflict import NEVER
 from tpvpn.route.fib import Route, Rule, View
-from tpvpn.route.netlink import ask, read_view
 from tpvpn.route.operations import operations, ours, tunnelled
 from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix, Space
@@ -62,8 +62,8 @@ class Terms(Protocol):
 class Router:
     """The routes of one session."""
 
-    def __init__(self, request: Request, say: Callable[[str], None]) -> None:
-        self._request, self._say = request, say
+    def __init__(self, request: Request, say: Callable[[str], None], kernel: Kernel = HERE.kernel) -> None:
+        self._request, self._say, self._kernel = request, say, kernel
         self._names = Names(name for name, _ in request.names)
         self._dialled: tuple[tuple[Prefix, str], ...] = ()
         self._terms: Terms | None = None
@@ -96,7 +96,7 @@ class Router:
     async def preview(self, name: str) -> Plan:
         """What `connect` would do for the session of this name, as far as the rights of whoever asks go."""
         await self._look_up()
-        view, wanted = await read_view(), self._wanted()[0]
+        view, wanted = await self._kernel.read_view(), self._wanted()[0]
         seen = look_privileged(spanned(wanted), rundir.device_name(name), ())
         plan = self._make_plan(see(view, seen), rundir.table_of(name))
         return replace(plan, warnings=(*plan.warnings, *seen.obstacles))
@@ -108,7 +108,7 @@ class Router:
         """
         self._dialled = tuple(dialled)
         await self._look_up()
-        view = see(await read_view(), Seen((), holders(), (), ()))
+        view = see(await self._kernel.read_view(), Seen((), holders(), (), ()))
         # Of a session of this name that runs nothing counts: it is refused for its name, not for its routes.
         self._accept(self._make_plan(view, rundir.table_of(name)))
 
@@ -167,7 +167,7 @@ class Router:
 
     async def _plan_now(self) -> tuple[View, Plan]:
         seen = await self._helper.look(spanned(self._wanted()[0]))
-        view = see(await read_view(), seen)
+        view = see(await self._kernel.read_view(), seen)
         plan = self._make_plan(view, self._claimed.table)
         return view, replace(plan, warnings=(*plan.warnings, *seen.obstacles))
 
@@ -211,7 +211,7 @@ class Router:
         expected = [(prefix, (Space([prefix]) & inside).prefixes(), True) for prefix in self.plan.routes]
         expected += [(prefix, (Space([prefix]) - inside).prefixes(), False) for prefix in self.plan.throws]
         asked = [(prefix, Prefix.host(parts[0].address()), ours) for prefix, parts, ours in expected if parts]
-        answers = await ask([host for _, host, _ in asked])
+        answers = await self._kernel.ask([host for _, host, _ in asked])
         shadowed = {
             str(prefix): f"shadowed by {answer or 'nothing: the kernel has no route'}"
             for (prefix, _, ours), answer in zip(asked, answers, strict=True)

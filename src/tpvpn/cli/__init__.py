@@ -70,7 +70,7 @@ def _called() -> str:
 
 def parser(program: str) -> Parser:
     """The whole command line, of a program that is called so."""
-    from tpvpn.cli import cleanup, config, connect, doctor, helm, lab, manager, plan, sessions, why
+    from tpvpn.cli import cleanup, config, connect, doctor, helm, lab, manager, plan, run, sessions, why
 
     parser = Parser(
         prog=program,
@@ -80,6 +80,7 @@ def parser(program: str) -> Parser:
     parser.add_argument("--version", action="version", version=f"tpvpn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     connect.add_parser(commands)
+    run.add_parser(commands)
     plan.add_parser(commands)
     why.add_parser(commands)
     config.add_parser(commands)

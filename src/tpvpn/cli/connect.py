@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,15 @@ def add_parser(commands: Commands) -> None:
     add_cluster_flags(parser)
     add_routing_flags(parser)
     parser.add_argument("--name", default="default", help="name of the session (default: default)")
+    add_dns_flag(parser)
+    add_link_flags(parser)
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
+    parser.set_defaults(run=_run)
+
+
+def add_dns_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says how names are had."""
     parser.add_argument(
         "--dns",
         choices=("auto", "resolved", "file", "off"),
@@ -43,10 +53,6 @@ def add_parser(commands: Commands) -> None:
         help="how programs come to the cluster's names: by systemd-resolved, by /etc/resolv.conf, as the host has it "
         "(auto, the default), or not at all",
     )
-    add_link_flags(parser)
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
-    parser.set_defaults(run=_run)
 
 
 def add_link_flags(parser: argparse.ArgumentParser) -> None:
@@ -110,23 +116,23 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
         async with contextlib.AsyncExitStack() as stack:
             stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             command = Command(argv, stopped)
-            _handle_signals(command, stopped)
-            preparing = asyncio.create_task(_settings(arguments, stack))
-            if not await _first(preparing, stopped):
-                await _cancel(preparing)
+            handle_signals(command, stopped)
+            preparing = asyncio.create_task(settings(arguments, stack))
+            if not await first(preparing, stopped):
+                await cancel(preparing)
                 return stopped.result()
             engine, ready = Engine(preparing.result(), helper, say), asyncio.Event()
             running = asyncio.create_task(engine.run(ready))
-            stack.push_async_callback(_cancel, running)
-            handles = control.Handles(engine.status, partial(_stop, stopped, 0), engine.explain)
-            if await _first(asyncio.create_task(ready.wait()), running, stopped):
+            stack.push_async_callback(cancel, running)
+            handles = control.Handles(engine.status, partial(stop, stopped, 0), engine.explain)
+            if await first(asyncio.create_task(ready.wait()), running, stopped):
                 async with control.serving(engine.directory, handles):
-                    _announce(arguments.ready_fd)
+                    announce(arguments.ready_fd)
                     async with notify.serving():
                         command.start()
-                        await _first(running, stopped)
+                        await first(running, stopped)
                     await command.end()
-            await _cancel(running)
+            await cancel(running)
             return stopped.result()
     except ConflictError as error:
         with contextlib.suppress(OSError):  # nobody reads it
@@ -137,43 +143,45 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
             await started.close()
 
 
-async def _cancel(task: "asyncio.Task[Any]") -> None:
+async def cancel(task: "asyncio.Task[Any]") -> None:
     """End a task, if it has not ended; an error of its own is raised."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
 
-async def _first(hoped: "asyncio.Future[Any]", *others: "asyncio.Future[Any]") -> bool:
+async def first(hoped: "asyncio.Future[Any]", *others: "asyncio.Future[Any]") -> bool:
     """Wait for the first of them to be done; whether it is the one hoped for."""
     await asyncio.wait((hoped, *others), return_when=asyncio.FIRST_COMPLETED)
     return not any(other.done() for other in others)
 
 
-def _stop(stopped: "asyncio.Future[int]", code: int) -> None:
+def stop(stopped: "asyncio.Future[int]", code: int) -> None:
     if not stopped.done():
         stopped.set_result(code)
 
 
-def _handle_signals(command: "Command", stopped: "asyncio.Future[int]") -> None:
+def handle_signals(command: "Command", stopped: "asyncio.Future[int]") -> None:
     """SIGINT and SIGTERM end the command when there is one, else (or the second time) the session."""
 
     def handle(number: int, code: int) -> None:
         if not command.signal(number):
-            _stop(stopped, code)
+            stop(stopped, code)
 
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)):
         asyncio.get_running_loop().add_signal_handler(number, handle, number, code)
 
 
 class Command:
-    """The command behind `--`: its end is the session's, its exit code too."""
+    """The command behind `--`: its end is the session's, its exit code too. `enter` is done before it is executed."""
 
     GRACE = 2.0
     """Seconds between SIGTERM and SIGKILL when the session ends first."""
 
-    def __init__(self, argv: list[str], stopped: "asyncio.Future[int]") -> None:
-        self._argv, self._stopped = argv, stopped
+    def __init__(
+        self, argv: list[str], stopped: "asyncio.Future[int]", enter: Callable[[], None] | None = None
+    ) -> None:
+        self._argv, self._stopped, self._enter = argv, stopped, enter
         self._process: asyncio.subprocess.Process | None = None
         self._running: asyncio.Task[None] | None = None
         self._told: int | None = None
@@ -185,14 +193,14 @@ class Command:
 
     async def _run(self) -> None:
         try:
-            self._process = await asyncio.create_subprocess_exec(*self._argv)
+            self._process = await asyncio.create_subprocess_exec(*self._argv, preexec_fn=self._enter)
             if self._told:  # it was running before this loop knew
                 self._pass_on(self._told)
             code = await self._process.wait()
         except OSError as error:  # as a shell does: 127 not found, 126 not to be run
             say(f"cannot run {self._argv[0]}: {error.strerror}")
             code = 127 if isinstance(error, FileNotFoundError) else 126
-        _stop(self._stopped, code if code >= 0 else 128 - code)
+        stop(self._stopped, code if code >= 0 else 128 - code)
 
     def signal(self, number: int) -> bool:
         """Pass a signal on, as soon as the command runs; False when there is none, or it was told before."""
@@ -221,7 +229,7 @@ class Command:
             await self._running
 
 
-async def _settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitStack) -> "Settings":
+async def settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitStack) -> "Settings":
     """What the options ask for, and what they leave to the cluster.
 
     Errors: UsageError when they make no sense, ClusterError when the cluster is needed and not to be reached.
@@ -271,7 +279,7 @@ def _token(file: str | None) -> bytes:
         raise UsageError(f"cannot read the token file {file}: {reason}") from error
 
 
-def _announce(ready_fd: int | None) -> None:
+def announce(ready_fd: int | None) -> None:
     """Tell whoever waits that the session is ready."""
     say("ready")
     if ready_fd is not None:

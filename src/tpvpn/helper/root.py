@@ -349,7 +349,7 @@ def serve(connection: socket.socket, helper: Helper) -> None:
                 os.close(descriptor)
 
 
-def _detach() -> None:
+def detach() -> None:
     """Go on in the background: whoever started us gets its child back at once."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT):  # the last: a watchdog of systemd
         signal.signal(number, signal.SIG_IGN)
@@ -360,7 +360,7 @@ def _detach() -> None:
     os.umask(0o022)
 
 
-def _connection() -> socket.socket:
+def take_connection() -> socket.socket:
     """The socketpair's end that is our standard input; descriptor 0 becomes /dev/null."""
     connection = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
@@ -380,13 +380,13 @@ def _user(connection: socket.socket) -> User:
 def main() -> None:
     """Serve the session of the process at the other end of standard input."""
     try:
-        connection = _connection()
+        connection = take_connection()
         helper = Helper(_user(connection))
     except OSError as error:
         sys.exit(
             f"tpvpn helper: standard input must be tpvpn's socket ({error.strerror}); sudo's log_input breaks this"
         )
-    _detach()
+    detach()
     try:
         serve(connection, helper)
     except ConnectionError:

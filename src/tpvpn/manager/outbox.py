@@ -7,7 +7,7 @@ is how the links' congestion reaches the sockets.
 
 import mmap
 
-from tpvpn.bundle import Bundle
+from tpvpn.bundle import Links
 from tpvpn.wire import frame, vnet
 
 _ACKNOWLEDGMENTS = 2048
@@ -20,7 +20,7 @@ _SIZE = (1 << 19) + SLOT
 class Outbox:
     """Write a packet at `at` behind room for its frame header, then `close_frame`; or `put` a whole one."""
 
-    def __init__(self, bundle: Bundle, *, offload: bool) -> None:
+    def __init__(self, bundle: Links, *, offload: bool) -> None:
         self.packets = self.bytes = self.dropped = 0
         self.at = 0
         self._bundle = bundle

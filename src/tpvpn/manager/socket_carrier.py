@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-from tpvpn.bundle import Bundle
+from tpvpn.bundle import Links
 from tpvpn.errors import ProtocolError
 from tpvpn.link import Memory
 from tpvpn.manager.outbox import Outbox
@@ -56,7 +56,7 @@ class SocketCarrier:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Links,
         on_frame: Callable[[int, bytes], None],
         addresses: tuple[bytes | None, bytes | None],
         reach: SessionReach,

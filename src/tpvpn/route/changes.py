@@ -24,14 +24,15 @@ class Changes:
 
     Once a burst: after 200 ms of quiet, or 500 ms after it began. Subscribed from its making on, so make it before the
     view is read; what changes while the consumer works is told next. Needs a running event loop; `close()` it, or use
-    `with`.
+    `with`. `events`: a socket of another network namespace, of which this then tells.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, events: socket.socket | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._others: list[socket.socket] = []
-        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._events = events or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._events.setblocking(False)
         self._events.bind((0, 0))
         for group in _GROUPS:
             self._events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
