@@ -14,10 +14,8 @@ helper, and everyone may look:
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import pwd
 import re
 import shutil
 from collections.abc import Generator
@@ -74,6 +72,8 @@ def _bases() -> tuple[Path, ...]:
     """Where sessions of interest to us may be: our user's own, then those with a helper that is root's."""
     if elsewhere := os.environ.get("TPVPN_RUN_DIR"):
         return (Path(elsewhere),)
+    import pwd  # here, since this module is imported on every system
+
     roots = Path("/run/tpvpn")
     if os.geteuid() == 0:
         return (roots,)
@@ -158,6 +158,8 @@ def decode(line: str) -> Session | None:
 @contextlib.contextmanager
 def locked() -> Generator[None]:
     """Hold the lock under which sessions come and go (root). OSError when the base cannot be written."""
+    import fcntl
+
     base().mkdir(mode=0o755, parents=True, exist_ok=True)
     with open(base() / "lock", "a", opener=_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,7 +1,8 @@
 """The command line: one module a command group, and the one place that prints and turns errors into exit codes.
 
 Each command's module gives `add_parser(commands)`, which sets `run` to a function of the parsed arguments that returns
-the exit code. Heavy libraries are imported by the command that needs them: `tpvpn --help` must not wait for any.
+the exit code. Heavy libraries are imported by the command that needs them: `tpvpn --help` must not wait for any. A
+command that sets `anywhere` runs on every system, the others on Linux.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from tpvpn import __version__
+from tpvpn.cli import system
 from tpvpn.cli.parser import Parser
 from tpvpn.errors import TpvpnError
 
@@ -41,6 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit code (DESIGN: 0 done, 1 internal, 2 usage, 3 conflict, …)."""
     try:
         arguments = parser(_called()).parse_args(sys.argv[1:] if words is None else words)
+        if not getattr(arguments, "anywhere", False):
+            system.require()
         return arguments.run(arguments)
     except TpvpnError as error:
         say(str(error))
@@ -91,7 +95,7 @@ def parser(program: str) -> Parser:
     manager.add_parser(commands)
     lab.add_parser(commands)
     version = commands.add_parser("version", help="print the version")
-    version.set_defaults(run=_version)
+    version.set_defaults(run=_version, anywhere=True)
     return parser
 
 

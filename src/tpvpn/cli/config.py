@@ -8,16 +8,18 @@ import argparse
 import contextlib
 import json
 import os
-import pwd
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
 from tpvpn.config import KEYS, LIMIT, Config, NameMapping, Value, parse
 from tpvpn.errors import UsageError
 from tpvpn.route.prefix import Prefix
+
+if TYPE_CHECKING:
+    from pwd import struct_passwd
 
 SCHEMA = "tpvpn.config/1"
 
@@ -42,8 +44,10 @@ def load() -> Config:
     return Config() if data is None else parse(data, _shown(account))
 
 
-def _caller_of_sudo() -> pwd.struct_passwd | None:
+def _caller_of_sudo() -> "struct_passwd | None":
     """The user who called sudo, when that is where root's rights are from."""
+    import pwd
+
     uid = os.environ.get("SUDO_UID", "0")
     if os.geteuid() != 0 or uid == "0":
         return None
@@ -54,7 +58,7 @@ def _caller_of_sudo() -> pwd.struct_passwd | None:
 
 
 @contextlib.contextmanager
-def _rights_of(account: pwd.struct_passwd | None) -> Generator[None]:
+def _rights_of(account: "struct_passwd | None") -> Generator[None]:
     """Act as this user: root may be allowed less (a home on NFS), and must not show what the user may not read."""
     if account is None:
         yield
@@ -81,23 +85,23 @@ def home() -> Path:
     return Path(_home(_caller_of_sudo()))
 
 
-def _home(account: pwd.struct_passwd | None) -> str:
+def _home(account: "struct_passwd | None") -> str:
     return account.pw_dir if account else os.path.expanduser("~")
 
 
-def _path(account: pwd.struct_passwd | None) -> Path:
+def _path(account: "struct_passwd | None") -> Path:
     """Where the file is, or would be. A relative XDG_CONFIG_HOME is ignored (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path(_home(account), ".config")) / "tpvpn" / "config.yaml"
 
 
-def _shown(account: pwd.struct_passwd | None) -> str:
+def _shown(account: "struct_passwd | None") -> str:
     """The path as a person writes it."""
     path, home = _path(account), Path(_home(account))
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
-def _read(account: pwd.struct_passwd | None) -> bytes | None:
+def _read(account: "struct_passwd | None") -> bytes | None:
     """What is in the file, or enough to see that it is too large; None when there is none."""
     try:
         with _rights_of(account):

@@ -24,7 +24,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="helm's own")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, anywhere=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
