@@ -42,7 +42,12 @@ _LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSP
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit code (DESIGN: 0 done, 1 internal, 2 usage, 3 conflict, …)."""
     try:
-        arguments = parser(_called()).parse_args(sys.argv[1:] if words is None else words)
+        words = sys.argv[1:] if words is None else words
+        if words[:1] == ["__complete"]:  # it is not shown, and what stands behind it is no option of it
+            from tpvpn.cli.completion import answer
+
+            return answer(words[1:])
+        arguments = command_line(_called()).parse_args(words)
         if not getattr(arguments, "anywhere", False):
             system.require()
         return arguments.run(arguments)
@@ -72,9 +77,9 @@ def _called() -> str:
     return f"kubectl {PROGRAM}" if os.path.basename(sys.argv[0]).startswith("kubectl-") else PROGRAM
 
 
-def parser(program: str) -> Parser:
+def command_line(program: str) -> Parser:
     """The whole command line, of a program that is called so."""
-    from tpvpn.cli import cleanup, config, connect, doctor, helm, lab, manager, plan, run, sessions, why
+    from tpvpn.cli import cleanup, completion, config, connect, doctor, helm, lab, manager, plan, run, sessions, why
 
     parser = Parser(
         prog=program,
@@ -94,6 +99,7 @@ def parser(program: str) -> Parser:
     helm.add_parser(commands)
     manager.add_parser(commands)
     lab.add_parser(commands)
+    completion.add_parser(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version, anywhere=True)
     return parser

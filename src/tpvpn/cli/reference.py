@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from tpvpn import __version__
-from tpvpn.cli import DESCRIPTION, EXIT_CODES, PROGRAM, parser
+from tpvpn.cli import DESCRIPTION, EXIT_CODES, PROGRAM, command_line
 from tpvpn.cli.grammar import Command, Option, command
 
 HEAD = """\
@@ -31,7 +31,7 @@ FILES = (
 
 def markdown() -> str:
     """The page."""
-    program = command(parser(PROGRAM), (PROGRAM,))
+    program = command(command_line(PROGRAM), (PROGRAM,))
     commands = [one for one in program.all() if one is not program]
     rows = [f"| [`{one.name}`](#{'-'.join(one.words)}) | {one.summary} |" for one in commands]
     pages = ["\n".join(_section(one)) for one in commands]
@@ -79,7 +79,7 @@ def _sentence(text: str) -> str:
 
 def man(date: str) -> str:
     """The man page, in man(7)'s macros."""
-    program = command(parser(PROGRAM), (PROGRAM,))
+    program = command(command_line(PROGRAM), (PROGRAM,))
     lines = [
         f'.TH TPVPN 1 "{date}" "tpvpn {__version__}"',
         *(".SH NAME", f"tpvpn \\- {_roff(DESCRIPTION[0].lower() + DESCRIPTION[1:].rstrip('.'))}"),

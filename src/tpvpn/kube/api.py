@@ -267,9 +267,7 @@ def _load(access: Access) -> "tuple[KubeConfigLoader, str] | None":
     from kubernetes_asyncio.config import ConfigException
     from kubernetes_asyncio.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
-    named = access.kubeconfig or os.environ.get("KUBECONFIG")
-    paths = [path for path in (named or "~/.kube/config").split(os.pathsep) if path]
-    there = [path for path in paths if _has_words(Path(path).expanduser())]
+    named, paths, there = _files(access.kubeconfig)
     if not there:
         if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
             return None
@@ -297,6 +295,18 @@ def _load(access: Access) -> "tuple[KubeConfigLoader, str] | None":
         ) from error
 
 
+def contexts(kubeconfig: str | None) -> list[str]:
+    """The names of a kubeconfig's contexts, without the loader; errors are as they come."""
+    return sorted(_contexts(_files(kubeconfig)[2]))
+
+
+def _files(kubeconfig: str | None) -> tuple[str | None, list[str], list[str]]:
+    """What names the kubeconfig's files, if anything does, the files, and those of them that are there."""
+    named = kubeconfig or os.environ.get("KUBECONFIG")
+    paths = [path for path in (named or "~/.kube/config").split(os.pathsep) if path]
+    return named, paths, [path for path in paths if _has_words(Path(path).expanduser())]
+
+
 def _has_words(file: Path) -> bool:
     """Whether a kubeconfig is there; an empty file counts as none, as for kubectl, and a pipe as one."""
     return file.exists() and not (file.is_file() and file.stat().st_size == 0)
@@ -305,7 +315,8 @@ def _has_words(file: Path) -> bool:
 def _contexts(paths: list[str]) -> set[str]:
     import yaml
 
-    files: Any = [yaml.safe_load(Path(path).expanduser().read_text()) for path in paths]
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is
+    files: Any = [yaml.load(Path(path).expanduser().read_text(), loader) for path in paths]
     return {str(one["name"]) for words in files for one in words.get("contexts") or ()}
 
 
