@@ -20,6 +20,7 @@ LAYERS = {
     "dns.exchange": 3, "dns.upstream": 3, "dns.tcp": 3, "dns.server": 3,
     "firewall": 1, "firewall.expressions": 2, "firewall.nftables": 2, "firewall.read": 2,
     "helper": 3, "transport": 3, "link": 3, "bundle": 3, "heartbeat": 3, "pump": 3, "tunnel": 3, "manager": 3,
+    "capture": 3, "packet_filter": 1,
     "engine": 4, "keeper": 4, "router": 4, "cluster": 4, "wishes": 4, "sessions": 4,
     "host_resolver": 4, "namer": 4, "place": 4,
     "sandbox.sandbox": 4, "sandbox.ordinary": 4, "sandbox.resolver": 4,

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from tpvpn.capture import Capture
 from tpvpn.dns.policy import Naming
 from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
 from tpvpn.helper.client import Claimed, HelperClient
@@ -46,6 +47,7 @@ class Settings:
     dns: Mode = "auto"
     links: int = 1
     patience: Patience = field(default_factory=Patience)
+    capture: Capture | None = None
 
 
 class Wishes(Protocol):
@@ -194,7 +196,9 @@ class Engine:
         )
         await self._helper.guard()
         tun.set_offloads(tun.offloads & vnet.from_names(terms.offloads))
-        self._tunnel = Tunnel(tun, terms, self._namer.exchange.receive, self._on_linked)
+        capture = self._settings.capture
+        device = capture.tap(tun, offload=bool(terms.offloads)) if capture else tun
+        self._tunnel = Tunnel(device, terms, self._namer.exchange.receive, self._on_linked)
         stack.callback(self._tunnel.close)
         link = self._tunnel.join(0, stream, early)
         self._say(f"device {tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")

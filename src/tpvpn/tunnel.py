@@ -17,7 +17,7 @@ from tpvpn.proto.handshake import NONCE_LENGTH, ClientSide
 from tpvpn.proto.session import ClientHandshake, Held, Offer, Terms
 from tpvpn.pump import Counters, OwnAddress, Pump
 from tpvpn.transport.stream import Stream
-from tpvpn.tun import Tun
+from tpvpn.tun import Device
 from tpvpn.wire import frame
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -115,7 +115,7 @@ class Tunnel:
 
     def __init__(
         self,
-        tun: Tun,
+        tun: Device,
         terms: Terms,
         on_dns: Callable[[int, bytes], None] = lambda _identity, _message: None,
         on_change: Callable[[], None] = lambda: None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands, notify, say
+from tpvpn.cli.capturing import add_capture_flags, capture_of
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_flags, manager_options, request_of
 from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster
@@ -39,6 +40,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--name", default="default", help="name of the session (default: default)")
     add_dns_flag(parser)
     add_link_flags(parser)
+    add_capture_flags(parser)
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
     parser.set_defaults(run=_run)
@@ -239,6 +241,7 @@ async def settings(arguments: argparse.Namespace, stack: contextlib.AsyncExitSta
 
     make, patience = partial(request_of, arguments), _patience(arguments)
     session = partial(Settings, arguments.name, socket.gethostname(), links=arguments.links, patience=patience)
+    session = partial(session, capture=await capture_of(arguments, stack, say))
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
         fixed = Fixed(make(), naming(arguments))

@@ -6,6 +6,7 @@ import contextlib
 from functools import partial
 
 from tpvpn.cli import Commands, say
+from tpvpn.cli.capturing import add_capture_flags
 from tpvpn.cli.cluster import add_cluster_flags, add_manager_flags
 from tpvpn.cli.connect import (
     Command,
@@ -39,6 +40,7 @@ def add_parser(commands: Commands) -> None:
     add_routing_flags(parser)
     add_dns_flag(parser)
     add_link_flags(parser)
+    add_capture_flags(parser)
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="what is run")
     parser.set_defaults(run=_run, name=DEFAULT_NAME)
