@@ -43,6 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit code (DESIGN: 0 done, 1 internal, 2 usage, 3 conflict, …)."""
     try:
         words = sys.argv[1:] if words is None else words
+        if os.path.basename(sys.argv[0]).startswith("kubectl_complete-"):
+            words = ["__complete", *words]
         if words[:1] == ["__complete"]:  # it is not shown, and what stands behind it is no option of it
             from tpvpn.cli.completion import answer
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,11 +74,6 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     print((_SCRIPTS / f"{PROGRAM}.{arguments.shell}").read_text(), end="")
     return 0
-
-
-def kubectl() -> int:
-    """`kubectl_complete-tpvpn WORD…`, which kubectl runs."""
-    return answer(sys.argv[1:])
 
 
 def answer(words: Sequence[str]) -> int:
