@@ -27,7 +27,8 @@ LAYERS = {
     "sandbox.namespaces": 2, "sandbox.inside": 3,
     "kube.subnets": 1, "kube.refusal": 1, "kube.manifest": 1, "kube.zipapp": 2,
     "kube.access": 2, "kube.api": 2, "kube.installed": 2, "kube.discover": 2, "kube.install": 2, "kube.helm": 2,
-    "control": 5, "lab": 5,
+    "doctor.check": 1, "doctor.advice": 1,
+    "control": 5, "doctor": 5, "lab": 5,
     "cli": 6,
 }  # fmt: skip
 

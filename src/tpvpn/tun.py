@@ -25,13 +25,14 @@ from tpvpn.wire.vnet import HEADER_LENGTH, Offload
 CLONE_DEVICE = Path("/dev/net/tun")
 
 # linux/if_tun.h
+_TUNGETFEATURES = 0x800454CF
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
-_IFF_MULTI_QUEUE = 0x0100
-_IFF_VNET_HDR = 0x4000
+IFF_MULTI_QUEUE = 0x0100
+IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
 
 _MISSING = (
@@ -93,6 +94,15 @@ class Tun:
         self.offloads = offloads
 
 
+def features() -> int:
+    """What devices can be, as IFF_ flags; needs no privilege. OSError when the device node may not be opened."""
+    fd = os.open(CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return struct.unpack("I", fcntl.ioctl(fd, _TUNGETFEATURES, bytes(4)))[0]
+    finally:
+        os.close(fd)
+
+
 def open_tun(name: str, *, offload: bool) -> Tun:
     """Create the TUN device `name`, with virtio-net headers and all offloads the kernel has when `offload`.
 
@@ -117,8 +127,8 @@ def _open_queue(name: str, offload: bool, *, exclusive: bool) -> int:
         if error.errno == errno.EPERM:  # not the file's mode, which is EACCES, but the container's list of devices
             raise PrivilegeError(_CLOSED) from error
         raise PrivilegeError(f"{CLONE_DEVICE}: {error.strerror}; {_FORBIDDEN}") from error
-    flags = _IFF_TUN | _IFF_NO_PI | _IFF_MULTI_QUEUE
-    flags |= (_IFF_VNET_HDR if offload else 0) | (_IFF_TUN_EXCL if exclusive else 0)
+    flags = _IFF_TUN | _IFF_NO_PI | IFF_MULTI_QUEUE
+    flags |= (IFF_VNET_HDR if offload else 0) | (_IFF_TUN_EXCL if exclusive else 0)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
         if offload:

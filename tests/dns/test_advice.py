@@ -364,7 +364,7 @@ def test_what_the_session_knows() -> None:
 
 def test_what_is_well_is_said_of_every_check() -> None:
     assert all(Check(one, sentence).ok for one, sentence in advice.WELL.items())
-    assert Check("stub", "x").as_json() == {"id": "stub", "ok": True, "sentence": "x", "remedy": None}
+    assert Check("stub", "x").as_json() == {"id": "stub", "state": "ok", "ok": True, "sentence": "x", "remedy": None}
 
 
 WORDS = st.sampled_from(

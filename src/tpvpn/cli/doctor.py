@@ -1,200 +1,119 @@
-"""`tpvpn doctor`: what keeps the cluster's names from working on this host, each with its remedy."""
+"""`tpvpn doctor`: what keeps a session from working on this host, each with its remedy."""
 
 import argparse
 import json
 import os
-import subprocess
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands
-from tpvpn.cli.config import home, rights_of_caller
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
+from tpvpn.cli.config import home
+from tpvpn.cli.naming import naming
+from tpvpn.cli.plan import quiet
+from tpvpn.cli.routing import add_routing_flags
 
 if TYPE_CHECKING:
-    from tpvpn.dns.advice import Check, Id
+    from tpvpn.doctor.examine import Found
+    from tpvpn.doctor.patient import Wishes
+    from tpvpn.kube.api import Cluster
+    from tpvpn.route.verdict import Plan
 
-    Examined = dict[Id, list[Check]]
-
-SCHEMA = "tpvpn.doctor/1"
-LIMIT = 1 << 24
-"""Characters that are read of a file; a browser's state has some hundred thousand."""
-PROFILES = (
-    ".mozilla/firefox/*/",
-    "snap/firefox/common/.mozilla/firefox/*/",
-    ".var/app/org.mozilla.firefox/.mozilla/firefox/*/",
-)
-FIREFOX = Path("/etc/firefox/policies/policies.json")
-CHROMIUM = (
-    ("Chrome", "chrome", ("google-chrome", ".var/app/com.google.Chrome/config/google-chrome")),
-    (
-        "Chromium",
-        "chromium",
-        ("chromium", "snap/chromium/common/chromium", ".var/app/org.chromium.Chromium/config/chromium"),
-    ),
-    ("Edge", "edge", ("microsoft-edge", ".var/app/com.microsoft.Edge/config/microsoft-edge")),
-)
-"""Browsers, each with the word in the path of its managed policies, and the directories of its own state, below the
-home, or below ~/.config when it is one word.
-"""
-RESOLVED = ("usr/lib", "run", "etc")
-"""Where systemd-resolved's settings are, the weakest first (resolved.conf(5))."""
-VARLINK = Path("/run/systemd/resolve/io.systemd.Resolve")
-"""Where nss-resolve(8) asks systemd-resolved."""
+COLOURS = {"ok": 32, "warning": 33, "failure": 31}
+"""SGR codes (ECMA-48): green, yellow, red."""
 
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "doctor",
-        help="find what keeps the cluster's names from working",
-        description="Look for what keeps programs of this host from the cluster's names: nsswitch.conf, browsers, "
-        "resolv.conf, systemd-resolved; of a session that runs also at which step a name is lost. Changes nothing, "
-        "needs no privilege. Exit code 1: something was found.",
+        help="find what keeps a session from working",
+        description="Look for what keeps a session from working: rights, the kernel, the kubeconfig, the API server "
+        "and the way to it, what you may do there, the manager, subnets, names, VPNs, firewalls, what killed sessions "
+        "left. Changes nothing, needs no privilege; as root it sees firewalls too. Exit code 1: something failed.",
     )
     parser.add_argument("--name", default="default", help="name of the session (default: default)")
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
+    add_manager_namespace(add_cluster_flags(parser))
+    add_routing_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what was found; 0 when all is well, else 1."""
-    from tpvpn import rundir
-    from tpvpn.cli.naming import naming
-    from tpvpn.control import ask
-    from tpvpn.dns.advice import WELL, Check
-    from tpvpn.dns.policy import DOMAIN, Policy
+    """Print what was found; 0 when nothing failed, else 1."""
+    import asyncio
 
-    name: str = arguments.name
-    runs = rundir.table_of(name) is not None
-    of_session: Examined = {}
-    if runs:
-        status: dict[str, Any] = ask(rundir.directory(name), "status")["dns"]
-        of_session = _session(name, status)
-        domain, domains, mode = status["domain"], status["domains"], status["mode"]
-    else:
-        domain, domains, mode = DOMAIN, Policy(naming(arguments)).routing_domains(), "resolved"
-    own, found = home(), of_session.get("programs") == []
-    with rights_of_caller():
-        examined = _files(own, [domain, *domains], mode, found=found)
-    checks = [
-        one for identity, some in (examined | of_session).items() for one in some or [Check(identity, WELL[identity])]
-    ]
-    ill = [one for one in checks if not one.ok]
+    from tpvpn import rundir
+    from tpvpn.doctor.examine import examine
+    from tpvpn.doctor.patient import rooted
+
+    rundir.directory(arguments.name)  # UsageError of a name that is none
+    seen = rooted(os.geteuid() == 0)
+    found = asyncio.run(examine(_wishes(arguments), seen))
     if arguments.output == "json":
-        shown = {"schema": SCHEMA, "ok": not ill, "session": name if runs else None}
-        print(json.dumps(shown | {"checks": [one.as_json() for one in checks]}, indent=2))
+        print(json.dumps(found.as_json(), indent=2))
     else:
-        print("\n\n".join(f"{one.sentence}.\n  {one.remedy}" for one in ill) or "nothing is in the way of names")
-    return 1 if ill else 0
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print("\n".join(_text(found, colour)))
+    return 0 if found.ok else 1
 
 
-def _files(home: Path, suffixes: Sequence[str], mode: str, *, found: bool) -> "Examined":
-    """What the host's files say; `suffixes`: the cluster's, its domain first; `found`: programs do find names there."""
-    from tpvpn.dns import advice
+def _wishes(arguments: argparse.Namespace) -> "Wishes":
+    """What the flags ask for; from here on this process is an ordinary user's."""
+    from tpvpn.dns.policy import DOMAIN, Policy
+    from tpvpn.doctor.patient import Wishes
 
-    nsswitch = _read(Path("/etc/nsswitch.conf"))
-    profiles = [path for pattern in PROFILES for path in sorted(home.glob(pattern))]
-    settings = [path for place in RESOLVED for path in _globbed(f"{place}/systemd/resolved.conf.d/*.conf")]
-    main = [Path("/", place, "systemd/resolved.conf") for place in RESOLVED]
-    chromium: list[Check] = []
-    for browser, word, states in CHROMIUM:
-        place = f"etc/{word}" if word == "chromium" else f"etc/opt/{word}"
-        policies = {str(path): _read(path) for path in _globbed(f"{place}/policies/managed/*.json")}
-        paths = [home / (one if "/" in one else f".config/{one}") / "Local State" for one in states]
-        chromium += advice.of_chromium(browser, policies, {str(path): _read(path) for path in paths})
-    return {
-        "nsswitch": list(advice.of_nsswitch(nsswitch)),
-        "mdns": [] if found else list(advice.of_mdns(nsswitch, suffixes, mode)),
-        "nss-resolve": list(advice.of_nss_resolve(nsswitch, mode, resolved=VARLINK.exists())),
-        "firefox": list(
-            advice.of_firefox(
-                _read(FIREFOX),
-                {str(one): f"{_read(one / 'prefs.js')}\n{_read(one / 'user.js')}" for one in profiles},
-                list(dict.fromkeys((suffixes[0], "svc"))),
-            )
-        ),
-        "chromium": chromium,
-        "dnssec": list(advice.of_dnssec("\n".join(map(_read, [*main, *settings])), _resolvectl())),
-    }
+    reached_by = access(arguments)
+
+    async def plan(cluster: "Cluster | None") -> "Plan":
+        from tpvpn.cli.routing import routing
+        from tpvpn.router import Router
+
+        if cluster is None:
+            return await Router(routing(arguments), quiet).preview(arguments.name)
+        return await _plan_of(arguments, cluster)
+
+    domains = (DOMAIN, *Policy(naming(arguments)).routing_domains())
+    return Wishes(arguments.name, reached_by, arguments.manager_namespace, home(), domains, plan)
 
 
-def _session(name: str, dns: dict[str, Any]) -> "Examined":
-    """What a session that runs says, and at which step a name is lost; the steps behind that are not taken."""
-    from tpvpn import rundir
-    from tpvpn.dns import advice
-    from tpvpn.dns.marker import FILE
+async def _plan_of(arguments: argparse.Namespace, cluster: "Cluster") -> "Plan":
+    """What connect would route of this cluster."""
+    from functools import partial
 
-    listening, mode, now = dns["listening"], dns["mode"], _read(FILE)
-    before, below = _replaced(name)
-    option = rundir.name_option(name)
-    examined: Examined = {"session": list(advice.of_session(dns["warnings"], listening, dns["because"], option))}
-    if not listening:
-        return examined
-    examined["resolv.conf"] = list(advice.of_resolv_conf(now, listening, mode, below=below))
-    examined["search"] = list(advice.of_search(now, before))
-    for step, found in _steps(dns, advice.first_server(now), option):
-        examined[step] = found
-        if found:
-            break
-    return examined
+    from tpvpn.kube.installed import NAME, installed
+    from tpvpn.router import Router
+    from tpvpn.wishes import FromCluster
+
+    admins = await installed(cluster, arguments.manager_namespace or NAME)
+    wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), quiet)
+    await wishes.look()
+    return await Router(wishes.request, quiet).preview(arguments.name)
 
 
-def _steps(dns: dict[str, Any], server: str, option: str) -> "Iterator[tuple[Id, list[Check]]]":
-    """A name that every cluster has, asked of the session, of whom /etc/resolv.conf names first, and as programs do."""
-    import socket
-
-    from tpvpn.dns import advice
-    from tpvpn.dns.ask import ask
-
-    name, mode = f"kubernetes.default.svc.{dns['domain']}", dns["mode"]
+def _text(found: "Found", colour: bool) -> Iterator[str]:
+    """A line a check below its group's name, and a remedy below what is not well."""
+    shown = ""
+    for group, check in found.checks:
+        if group != shown:
+            yield group[0].upper() + group[1:]
+            shown = group
+        state = f"{check.state:8}"
+        if colour:
+            state = f"\x1b[{COLOURS[check.state]}m{state}\x1b[0m"
+        yield f"  {state} {check.sentence}"
+        if check.remedy:
+            yield f"             {check.remedy}"
+    states = [check.state for _, check in found.checks]
+    failures, warnings = states.count("failure"), states.count("warning")
+    yield ""
     yield (
-        "stub",
-        [one for address in dns["listening"] for one in advice.of_stub(name, address, ask(name, address), option)],
+        f"{_count(failures, 'failure')}, {_count(warnings, 'warning')}"
+        if failures
+        else (f"nothing is in the way ({_count(warnings, 'warning')})")
     )
-    if mode != "off":
-        yield "server", list(advice.of_server(name, server, ask(name, server), mode, option))
-    try:
-        found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
-    except OSError:
-        found = []
-    yield "programs", list(advice.of_programs(name, found, mode, dns["because"], option))
 
 
-def _replaced(name: str) -> tuple[str, bool]:
-    """What the session's /etc/resolv.conf replaced, "" when it is not there; whether another session's stands above."""
-    from tpvpn import rundir
-    from tpvpn.dns import marker
-
-    ours = marker.Owner(name, rundir.namespace().name)
-    for path, found in marker.chain():
-        if found.owner == ours:
-            return _read(marker.kept(ours, found.generation)), path != marker.FILE
-    return "", False
-
-
-def _globbed(pattern: str) -> list[Path]:
-    return sorted(Path("/").glob(pattern))
-
-
-def _resolvectl() -> str:
-    """What systemd-resolved wants signed, by link; "" where it is not there."""
-    try:
-        command = ["resolvectl", "--no-pager", "dnssec"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=3, stdin=subprocess.DEVNULL).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def _read(path: Path) -> str:
-    """What is in a file, as far as it may be read."""
-    try:
-        with open(path, errors="replace", opener=_open) as file:
-            return file.read(LIMIT)
-    except OSError:
-        return ""
-
-
-def _open(path: str, flags: int) -> int:
-    """Open without blocking: a FIFO in the file's place must not hold us."""
-    return os.open(path, flags | os.O_NONBLOCK)
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -8,10 +8,10 @@ harmless is nobody's trouble.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from tpvpn.dns.policy import is_below
+from tpvpn.doctor.check import Check
 
 Id = Literal[
     "nsswitch", "mdns", "nss-resolve", "firefox", "chromium", "dnssec",
@@ -42,24 +42,6 @@ _NEVER_ASKED = ("local", "localhost")
 """What Firefox asks over HTTPS for in no case (network.trr.builtin-excluded-domains)."""
 _SIGNED = ("yes", "true", "1", "on", "y", "t")
 _LINK = re.compile(r"^Link [0-9]+ \((?P<device>[^)]+)\): (?P<setting>\S+)", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Something that was looked at; with a remedy it keeps names from working."""
-
-    id: Id
-    sentence: str
-    remedy: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether it is well."""
-        return self.remedy is None
-
-    def as_json(self) -> dict[str, Any]:
-        """As `tpvpn doctor --output json` shows it."""
-        return {"id": self.id, "ok": self.ok, "sentence": self.sentence, "remedy": self.remedy}
 
 
 # -- nsswitch.conf -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from tpvpn.errors import ClusterError
 from tpvpn.kube.access import CHECK_PROXY, Access, endpoint_of
-from tpvpn.kube.refusal import ForbiddenError, answer_of, event_of, nonsense, page_of, refusal
+from tpvpn.kube.refusal import (
+    ForbiddenError,
+    LoginError,
+    NoKubeconfigError,
+    NoPluginError,
+    UntrustedError,
+    answer_of,
+    event_of,
+    nonsense,
+    page_of,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient, Configuration
@@ -48,6 +59,10 @@ class Cluster:
         self.context, self.timeout = context, access.timeout
         self.server = str(configuration.host)
         self.namespace = access.namespace or _namespace_of(loader)
+        self.date = ""
+        """The API server's clock in its last answer (RFC 9110 section 5.6.7)."""
+        self.certificate = ""
+        """The one that the user logs in with, in PEM; "" for none."""
         self._client: ApiClient
 
     async def start(self) -> None:
@@ -58,6 +73,8 @@ class Cluster:
             await self._log_in()
             try:
                 self.endpoint = endpoint_of(self._configuration)
+                if file := str(self._configuration.cert_file or ""):
+                    self.certificate = Path(file).read_text(errors="replace")
                 self._client = ApiClient(self._configuration)
             except (OSError, ValueError) as error:  # SSLError is an OSError
                 raise ClusterError(f"the kubeconfig's certificates cannot be used: {error}") from error
@@ -90,13 +107,15 @@ class Cluster:
             await self._loader.load_and_set(self._configuration)  # pyright: ignore[reportUnknownMemberType]
         except (ConfigException, OSError, *_MALFORMED) as error:
             user: Any = self._loader._user  # pyright: ignore[reportPrivateUsage]
+            kind = LoginError
             if not user or "exec" not in user:
-                reason = f"cannot be used: {_plain(error)}"
+                kind, reason = ClusterError, f"cannot be used: {_plain(error)}"
             elif isinstance(error, FileNotFoundError):
+                kind = NoPluginError
                 reason = f"runs {user['exec']['command']}, which is not there: PATH is {os.environ.get('PATH')}"
             else:
                 reason = f"runs {user['exec']['command']}, which does not log in: {_plain(error)}"
-            raise ClusterError(f"context {self.context} of the kubeconfig {reason}") from error
+            raise kind(f"context {self.context} of the kubeconfig {reason}") from error
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +178,7 @@ class Cluster:
         headers: Any = CIMultiDict([*identity, ("Content-Type", content_type)])
         try:
             client: Any = self._client.rest_client
-            return await client.request(
+            answer: Any = await client.request(
                 method,
                 self.server + path,
                 query_params=list((query or {}).items()),
@@ -168,10 +187,12 @@ class Cluster:
                 _preload_content=False,
                 _request_timeout=timeout,
             )
+            self.date = str(answer.headers.get("Date", ""))
+            return answer
         except TimeoutError:
             raise
         except aiohttp.ClientConnectorCertificateError as error:
-            raise ClusterError(
+            raise UntrustedError(
                 f"{self.server} has a certificate that the kubeconfig does not trust: {error.certificate_error}"
             ) from error
         except aiohttp.ClientHttpProxyError as error:
@@ -229,31 +250,37 @@ class Cluster:
 
     async def may(self, verb: str, resource: str, *, group: str = "", namespace: str = "", name: str = "") -> bool:
         """Whether this user may; "pods/portforward" for a subresource. What cannot be asked counts as yes."""
+        return await self.allows(verb, resource, group=group, namespace=namespace, name=name) is not False
+
+    async def allows(
+        self, verb: str, resource: str, *, group: str = "", namespace: str = "", name: str = ""
+    ) -> bool | None:
+        """As `may`; None for what cannot be asked."""
         resource, _, part = resource.partition("/")
         attributes = {"verb": verb, "resource": resource, "subresource": part, "group": group}
         asked = {"spec": {"resourceAttributes": attributes | {"namespace": namespace, "name": name}}}
         try:
             answer = await self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", asked)
         except ForbiddenError:
-            return True
+            return None
         return bool(answer.get("status", {}).get("allowed"))
 
 
 @contextlib.asynccontextmanager
 async def opened(access: Access) -> AsyncGenerator[Cluster]:
     """The cluster that these flags name; ClusterError when there is none or it cannot be used."""
+    there = _there(access)
     from kubernetes_asyncio.client import Configuration
 
     # It logs what it raises; with a handler of its own nothing of that goes to stderr.
     logging.getLogger("kubernetes_asyncio").addHandler(logging.NullHandler())
     configuration = Configuration()
     configuration.connection_pool_maxsize = 16
-    found = await asyncio.to_thread(_load, access)
-    if found is None:
-        cluster = Cluster(access, None, _in_cluster(configuration), "in-cluster")
-    else:
-        loader, context = found
+    if there:
+        loader, context = await asyncio.to_thread(_load, there, access.context or "")
         cluster = Cluster(access, loader, configuration, context)
+    else:
+        cluster = Cluster(access, None, _in_cluster(configuration), "in-cluster")
     await cluster.start()
     try:
         yield cluster
@@ -261,18 +288,22 @@ async def opened(access: Access) -> AsyncGenerator[Cluster]:
         await cluster.close()
 
 
-def _load(access: Access) -> "tuple[KubeConfigLoader, str] | None":
-    """The kubeconfig's loader and its context; None inside a cluster, where there is no file."""
+def _there(access: Access) -> list[str]:
+    """The kubeconfigs that are there; none inside a cluster, where none need be. NoKubeconfigError."""
+    named, paths, there = _files(access.kubeconfig)
+    if not there:
+        if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
+            return []
+        raise NoKubeconfigError(f"there is no kubeconfig at {' or '.join(paths)}: give --kubeconfig or set KUBECONFIG")
+    return there
+
+
+def _load(there: list[str], context: str) -> "tuple[KubeConfigLoader, str]":
+    """The kubeconfigs' loader, and its context: the current one when none is named."""
     import yaml
     from kubernetes_asyncio.config import ConfigException
     from kubernetes_asyncio.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
-    named, paths, there = _files(access.kubeconfig)
-    if not there:
-        if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
-            return None
-        raise ClusterError(f"there is no kubeconfig at {' or '.join(paths)}: give --kubeconfig or set KUBECONFIG")
-    context = access.context or ""
     try:
         merged = KubeConfigMerger(os.pathsep.join(there))
         # Of several files the first that names a context has it; the merger takes the last.

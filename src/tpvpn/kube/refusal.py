@@ -21,6 +21,22 @@ class ForbiddenError(ClusterError):
     """The user may not do this; the text has the command by which an admin allows it."""
 
 
+class LoginError(ClusterError):
+    """The kubeconfig does not log in, or nobody takes what it logs in with."""
+
+
+class NoPluginError(LoginError):
+    """The program that the kubeconfig has run to log in is not there."""
+
+
+class NoKubeconfigError(ClusterError):
+    """There is none."""
+
+
+class UntrustedError(ClusterError):
+    """The API server's certificate is of no authority that the kubeconfig trusts, or of another name, or time."""
+
+
 class MissingError(ClusterError):
     """There is no such object, or no such API."""
 
@@ -39,7 +55,7 @@ def refusal(status: int, body: bytes, server: str, what: str) -> ClusterError:
     if said is None:
         return nonsense(server, status)
     if status == 401:
-        return ClusterError(f"{server} does not accept the credentials of the kubeconfig: log in to the cluster again")
+        return LoginError(f"{server} does not accept the credentials of the kubeconfig: log in to the cluster again")
     if status == 403:
         return ForbiddenError(_forbidden(said))
     if status == 404:

@@ -1,0 +1,1 @@
+"""Judgement: what was seen in, checks out. Pure."""
