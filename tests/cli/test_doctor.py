@@ -120,8 +120,8 @@ def test_every_file(doctor: Doctor, etc: Callable[[str, str], None]) -> None:
     done = doctor.run()
     assert done.returncode == 1
     assert (
-        "\n  failure  /etc/firefox/policies/policies.json has Firefox ask a server over HTTPS for names, which knows none "
-        'below svc\n             in its "DNSOverHTTPS" write `"ExcludedDomains": ["svc"]`, or `"Enabled": false`\n'
+        "\n  failure  /etc/firefox/policies/policies.json has Firefox ask a server over HTTPS for names, which knows "
+        'none below svc\n             in its "DNSOverHTTPS" write `"ExcludedDomains": ["svc"]`, or `"Enabled": false`\n'
     ) in done.stdout
 
 
