@@ -177,6 +177,17 @@ def test_a_session_is_the_users_own(user: User, cluster: Kubernetes, token: str,
     eventually(lambda: not made(cluster), 30, "nothing is left")
 
 
+def test_run_needs_no_sudo(user: User, cluster: Kubernetes, token: str) -> None:
+    log_in(user, token)
+    inside = "id -u; ping -c 1 -W 3 10.130.0.10 >&2; ip route get 10.130.0.10"
+    ended = on_the_laptop(user, [*TPVPN, "run", "--image", IMAGE, "--", "sh", "-c", inside], NOTHING)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[0] == str(UID)
+    assert "dev tpvpn0" in ended.stdout
+    is_the_users_alone(user)
+    eventually(lambda: not made(cluster), 30, "nothing is left")
+
+
 def test_a_plan_by_sudo_is_the_users_own(user: User, cluster: Kubernetes, token: str) -> None:
     log_in(user, token)
     user.kubeconfig.write_text(user.kubeconfig.read_text().replace("tell-who", str(user.home / "bin" / "tell-who")))

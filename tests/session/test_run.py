@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import pty
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from api_server import ACCOUNT, api_server
 from laptop import TPVPN, WANTED, Laptop
 
 from peers import eventually
@@ -24,6 +26,8 @@ from user import User, ordinary_user
 LAN = "192.0.2.2"
 """The laptop's own address there."""
 VPN_RESOLVER = "10.0.0.1"
+RESOLVED = "/run/systemd/resolve/io.systemd.Resolve"
+"""Where systemd-resolved is asked by the resolver library, which must not be: it knows nothing of the cluster."""
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,19 @@ def test_everything_is_reached_by_its_own_way(laptop: Laptop, user: User) -> Non
     assert last == "laptop"
 
 
+def test_a_cluster_by_a_kubeconfig(laptop: Laptop, user: User) -> None:
+    """Whose API server is at the laptop's 127.0.0.1, as kind has it, and whose plugin is the user and no more."""
+    with api_server(laptop) as url, unchanged(laptop):
+        user.log_in(url, ACCOUNT)
+        argv = user.shell([*TPVPN, "run", "--", "sh", "-ec", curl("web", SERVICES[0], PODS6[0], VPN_HOSTS[0])])
+        done = subprocess.run(laptop.command(user.host(argv)), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    web, *numbers = done.stdout.splitlines()
+    assert web in reached("cluster", (SERVICES[1], SERVICES6[0]))
+    assert numbers == reached("cluster", (SERVICES[0], PODS6[0])) + reached("vpn", VPN_HOSTS[:1])
+    assert int(user.status("plugin")["CapEff"], 16) == 0
+
+
 def test_without_a_vpn(laptop: Laptop, user: User) -> None:
     laptop.lab.vpn_down()
     try:
@@ -160,6 +177,9 @@ def test_the_command_is_the_user_in_a_place_of_its_own(laptop: Laptop, user: Use
         assert one.ask("id -u; :") == str(user.home.stat().st_uid)
         assert one.ask("pwd") == str(Path.cwd())
         assert one.ask("echo $HOME") == str(user.home)
+        status = one.ask(f"{shlex.join(TPVPN)} status --output json | tr -d '\\n'; echo")
+        assert [session["state"] for session in json.loads(status)["sessions"]] == ["ready"]
+        assert laptop.tpvpn("status").stdout == "no session runs here\n"
         assert int(one.ask("grep CapEff: /proc/self/status | cut -f2"), 16) == 0
         for running in one, other:
             assert running.ask(curl(SERVICES[1])) == f"cluster {SERVICES[1]}"
@@ -178,19 +198,26 @@ def test_the_command_is_the_user_in_a_place_of_its_own(laptop: Laptop, user: Use
 
 def test_names_when_a_vpn_brings_its_own_resolver(laptop: Laptop, user: User) -> None:
     """It puts another file in the place of /etc/resolv.conf, which takes what stood in its place inside with it."""
+    bound = f"import socket; socket.socket(socket.AF_UNIX).bind('{RESOLVED}')"
+    restart = 'mkdir -p "${1%/*}"; rm -f "$1"; python3 -c "$2"'
+    laptop.sh(restart, RESOLVED, bound)
     with shell(laptop, user) as running:
         assert running.ask(curl("web.default")).startswith("cluster ")
         found = "(getent ahostsv4 {} || echo none) | head -1"
         assert running.ask(found.format("wiki.corp.example")) == "none"
+        assert [running.ask("stat -c %F " + RESOLVED) for _ in range(2)] == ["character special file"] * 2
         before = laptop.sh("cat /etc/resolv.conf")
         put = 'printf %s "$1" >/etc/resolv.new; mv /etc/resolv.new /etc/resolv.conf'
         try:
+            laptop.sh(restart, RESOLVED, bound)
             laptop.sh(put, f"nameserver {VPN_RESOLVER}\nsearch corp.example\n")
             eventually(lambda: running.ask(found.format("wiki.corp.example")).startswith(VPN_HOSTS[1]), 5, "the VPN's")
             assert running.ask(found.format("wiki")).startswith(VPN_HOSTS[1])
             assert running.ask(curl("web.default")).startswith("cluster ")
+            assert running.ask("stat -c %F " + RESOLVED) == "character special file"
         finally:
             laptop.sh(put, before)
+            laptop.sh('rm "$1"', RESOLVED)
 
 
 @pytest.mark.parametrize(

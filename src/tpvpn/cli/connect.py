@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,15 +175,15 @@ def handle_signals(command: "Command", stopped: "asyncio.Future[int]") -> None:
 
 
 class Command:
-    """The command behind `--`: its end is the session's, its exit code too. `enter` is done before it is executed."""
+    """The command behind `--`: its end is the session's, its exit code too. `options` say how it is started."""
 
     GRACE = 2.0
     """Seconds between SIGTERM and SIGKILL when the session ends first."""
 
     def __init__(
-        self, argv: list[str], stopped: "asyncio.Future[int]", enter: Callable[[], None] | None = None
+        self, argv: list[str], stopped: "asyncio.Future[int]", options: Mapping[str, Any] | None = None
     ) -> None:
-        self._argv, self._stopped, self._enter = argv, stopped, enter
+        self._argv, self._stopped, self._options = argv, stopped, options or {}
         self._process: asyncio.subprocess.Process | None = None
         self._running: asyncio.Task[None] | None = None
         self._told: int | None = None
@@ -195,7 +195,7 @@ class Command:
 
     async def _run(self) -> None:
         try:
-            self._process = await asyncio.create_subprocess_exec(*self._argv, preexec_fn=self._enter)
+            self._process = await asyncio.create_subprocess_exec(*self._argv, **self._options)
             if self._told:  # it was running before this loop knew
                 self._pass_on(self._told)
             code = await self._process.wait()

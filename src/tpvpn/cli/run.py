@@ -47,16 +47,14 @@ def add_parser(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import uvloop
-
+    from tpvpn.cli.loop import run_fast
     from tpvpn.helper import rights
 
     command: list[str] = arguments.command
     if command[:1] != ["--"] or not command[1:]:
         raise UsageError("say what to run behind `--`, for example `tpvpn run -- curl http://web.default`")
     rights.give_up()  # by sudo or not, the command is its caller's
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_session(arguments, command[1:]))
+    return run_fast(_session(arguments, command[1:]))
 
 
 async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
@@ -73,7 +71,7 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
             return sandbox.helper
 
         stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        command = Command(argv, stopped, sandbox.enter)
+        command = Command(argv, stopped, sandbox.command)
         handle_signals(command, stopped)
         preparing = asyncio.create_task(settings(arguments, stack))
         if not await first(preparing, stopped):

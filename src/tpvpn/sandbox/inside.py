@@ -53,11 +53,10 @@ class SandboxHelper(root.Helper):
         """Have FILE name us, also when the host has put another in its place, which uncovers that one (rename(2))."""
         others = [line for line in _text().splitlines() if line.split()[:1] in (["options"], ["sortlist"])]
         lines = [f"nameserver {self._own_address()}", *([f"search {' '.join(search)}"] if search else []), *others]
+        _have_file_read()
         try:
-            if _is_there(self._resolver):
-                self._resolver.write_text("\n".join([*lines, ""]))
-            else:
-                self._resolver.write_text("\n".join([*lines, ""]))
+            self._resolver.write_text("\n".join([*lines, ""]))
+            if not _stands_for(self._resolver, FILE):
                 namespaces.bind(str(self._resolver), FILE)
         except OSError as error:
             raise TpvpnError(f"{FILE} cannot be another one inside: {error.strerror}") from error
@@ -70,10 +69,9 @@ def _text() -> str:
     return ""
 
 
-def _is_there(resolver: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(FILE, resolver)
-    return False
+def _stands_for(source: Path | str, target: str) -> bool:
+    """Whether a file is in the place of another. OSError when that is not there."""
+    return os.path.samestat(os.stat(source), os.stat(target))
 
 
 def _open_device() -> tuple[Tun, tuple[str, ...]]:
@@ -99,7 +97,8 @@ def _have_file_read() -> None:
     """Let nobody be asked for names before FILE is read: what is no socket cannot be connected to."""
     for path in _ASKED_BEFORE:
         with contextlib.suppress(OSError):
-            namespaces.bind(os.devnull, path)
+            if not _stands_for(os.devnull, path):
+                namespaces.bind(os.devnull, path)
 
 
 def _serve_kernel(connection: "Connection[Any, Any]") -> None:
@@ -118,6 +117,7 @@ class Made:
     """What was made inside; the descriptors are passed on."""
 
     helper: SandboxHelper
+    directory: int
     device: Tun
     addresses: tuple[str, ...]
 
@@ -130,7 +130,7 @@ def _make() -> Made:
     os.environ["TPVPN_RUN_DIR"] = f"/proc/self/fd/{directory}"
     _have_file_read()
     _let_ping()
-    return Made(SandboxHelper(user, directory), *_open_device())
+    return Made(SandboxHelper(user, directory), directory, *_open_device())
 
 
 def _pass_on(connection: socket.socket, made: Made) -> "Connection[Any, Any]":
@@ -140,7 +140,7 @@ def _pass_on(connection: socket.socket, made: Made) -> "Connection[Any, Any]":
     entered = namespaces.descriptors()
     tun = made.device
     reply = {"pid": os.getpid(), "addresses": list(made.addresses), "offloads": int(tun.offloads)}
-    passed = [*entered, tun.fd, tun.prompt_fd, theirs.fileno(), changes.fileno()]
+    passed = [*entered, made.directory, tun.fd, tun.prompt_fd, theirs.fileno(), changes.fileno()]
     socket.send_fds(connection, [protocol.pack_reply(reply)], passed)
     for descriptor in entered:
         os.close(descriptor)

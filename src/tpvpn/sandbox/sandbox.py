@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,11 +40,11 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A sandbox that is there: `enter` is what a child does before it executes a command in it."""
+    """A sandbox that is there: `command` is how a process is started in it, for asyncio.create_subprocess_exec."""
 
     helper: HelperClient
     place: Place
-    enter: Callable[[], None]
+    command: Mapping[str, Any]
 
 
 class SandboxClient(HelperClient):
@@ -96,13 +96,17 @@ async def opened() -> AsyncGenerator[Sandbox]:
             inside = await asyncio.create_subprocess_exec(*COMMAND, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
         await inside.wait()
         told, descriptors = await _hear(ours)
-        namespaces, (fd, prompt_fd, kernel, events) = descriptors[: len(KINDS)], descriptors[len(KINDS) :]
-        for one in namespaces:
+        namespaces, (state, fd, prompt_fd, kernel, events) = descriptors[: len(KINDS)], descriptors[len(KINDS) :]
+        for one in (*namespaces, state):
             stack.callback(os.close, one)
         stack.callback((connection := Connection(kernel)).close)
         tun = Tun(fd, prompt_fd, "", Offload(told["offloads"]))
         stack.callback(tun.close)
-        enter = _with_limits(entering(namespaces, os.getcwd()))
+        command = {
+            "preexec_fn": _with_limits(entering(namespaces, os.getcwd())),
+            "pass_fds": (state,),  # for `tpvpn status` and `why` in the command
+            "env": os.environ | {"TPVPN_RUN_DIR": f"/proc/self/fd/{state}"},
+        }
         ordinary = Ordinary(tun, told["addresses"])
         stack.callback(ordinary.stop)
         ordinary.start()
@@ -110,9 +114,8 @@ async def opened() -> AsyncGenerator[Sandbox]:
         stack.push_async_callback(helper.close)
         changes = socket.socket(fileno=events)
         stack.callback(changes.close)
-        yield Sandbox(
-            helper, Place(SandboxKernel(connection), lambda: Changes(changes), SandboxResolver, _nothing), enter
-        )
+        place = Place(SandboxKernel(connection), lambda: Changes(changes), SandboxResolver, _nothing)
+        yield Sandbox(helper, place, command)
 
 
 async def _hear(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -123,7 +126,7 @@ async def _hear(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     try:
         async with asyncio.timeout(PATIENCE):
             await readable.wait()
-        data, descriptors, _, _ = socket.recv_fds(connection, protocol.MESSAGE_LIMIT, len(KINDS) + 4)
+        data, descriptors, _, _ = socket.recv_fds(connection, protocol.MESSAGE_LIMIT, len(KINDS) + 5)
     except (TimeoutError, ConnectionError):
         data, descriptors = b"", []
     finally:
