@@ -270,15 +270,28 @@ def test_nothing_is_left_when_a_process_is_killed(laptop: Laptop, user: User, vi
         running.ends({"tpvpn": -signal.SIGKILL, "helper": 7}[victim])
 
 
-def test_a_limit_that_forbids_it_is_named(laptop: Laptop, user: User) -> None:
-    """One of a user namespace's own, so that the machine's stays as it is."""
-    limited = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
-    tried = user.shell([*TPVPN, "run", "--manager", "tcp://192.0.2.1:7070", *WANTED, "--", "true"])
-    inside = [*tried[:4], "unshare", "--user", "--map-root-user", "sh", "-ec", limited, "sh", *tried[4:]]
+@pytest.mark.parametrize(
+    ("forbid", "named"),
+    [
+        (
+            'unshare --user --map-root-user sh -ec \'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"\' sh "$@"',
+            "user.max_user_namespaces=10000",
+        ),
+        (
+            'chmod 600 /dev/net/tun; exec setpriv --reuid={uid} --regid={uid} --clear-groups "$@"',
+            "chmod 666 /dev/net/tun",
+        ),
+    ],
+    ids=["a limit", "the device"],
+)
+def test_what_forbids_it_here_is_named(laptop: Laptop, user: User, forbid: str, named: str) -> None:
+    """In a user namespace, and with a device file, of the test's own: the machine's stay as they are."""
+    tried = [*TPVPN, "run", "--manager", "tcp://192.0.2.1:7070", *WANTED, "--", "true"]
+    inside = ["sh", "-ec", forbid.format(uid=user.home.stat().st_uid), "sh", *tried]
     done = subprocess.run(laptop.command(user.host(inside)), capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (5, ""), done.stderr
     (sentence,) = done.stderr.splitlines()
-    assert "user.max_user_namespaces" in sentence
+    assert named in sentence
     assert "connect" in sentence
 
 
@@ -304,6 +317,7 @@ def test_what_forbids_it_is_named(name: str, number: int, switches: dict[str, st
 
 
 def test_a_command_is_wanted(laptop: Laptop) -> None:
-    done = laptop.tpvpn("run", "ls")
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert "behind `--`" in done.stderr
+    for words, said in ((["ls"], "behind `--`"), (["--dns", "resolved", "--", "ls"], "--dns resolved")):
+        done = laptop.tpvpn("run", *words)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert said in done.stderr

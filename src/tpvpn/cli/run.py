@@ -53,6 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
     command: list[str] = arguments.command
     if command[:1] != ["--"] or not command[1:]:
         raise UsageError("say what to run behind `--`, for example `tpvpn run -- curl http://web.default`")
+    if arguments.dns == "resolved":
+        raise UsageError("systemd-resolved answers this host, not what `tpvpn run` runs: leave out --dns resolved")
     rights.give_up()  # by sudo or not, the command is its caller's
     return run_fast(_session(arguments, command[1:]))
 

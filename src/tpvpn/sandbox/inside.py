@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from tpvpn.errors import TpvpnError
+from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import kernel, protocol, root
 from tpvpn.netlink import RouteSocket
 from tpvpn.route.fib import Nexthop, Route
@@ -26,7 +26,7 @@ from tpvpn.route.netlink import ask, read_view
 from tpvpn.route.operations import SCOPE_LINK, Operation
 from tpvpn.route.prefix import DEFAULT
 from tpvpn.sandbox import namespaces
-from tpvpn.tun import Tun, open_tun
+from tpvpn.tun import CLONE_DEVICE, Tun, open_tun
 
 DEVICE = "laptop0"
 ADDRESSES = ("192.0.0.2", "fdb9:7a2c:31e4::2")
@@ -78,6 +78,11 @@ def _open_device() -> tuple[Tun, tuple[str, ...]]:
     """The device of all that is not the cluster's, up and with the default routes; and the addresses that it has."""
     with closing(RouteSocket()) as netlink:
         netlink.set_up(socket.if_nametoindex("lo"))
+    if CLONE_DEVICE.exists() and not os.access(CLONE_DEVICE, os.R_OK | os.W_OK):
+        raise PrivilegeError(
+            f"{CLONE_DEVICE} may not be opened by you: `tpvpn run` needs it as udev has it, open to everyone "
+            f"(`chmod 666 {CLONE_DEVICE}`), or use `sudo tpvpn connect`"
+        )
     tun = open_tun(DEVICE, offload=True)
     addresses = kernel.configure_tun(DEVICE, MTU, ADDRESSES, QUEUE_LENGTH)
     for address in addresses:

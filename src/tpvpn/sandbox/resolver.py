@@ -12,7 +12,7 @@ from typing import Any
 from tpvpn.dns.file import LOCAL, FileWatch, Taken
 from tpvpn.dns.marker import FILE
 from tpvpn.dns.system import servers_of
-from tpvpn.errors import TpvpnError, UsageError
+from tpvpn.errors import TpvpnError
 from tpvpn.helper.client import HelperClient
 from tpvpn.helper.protocol import SEARCH_LIMIT
 from tpvpn.host_resolver import Mode
@@ -33,9 +33,7 @@ class SandboxResolver:
         """Whom this host asks."""
 
     async def start(self, search: Sequence[str], domains: Sequence[str]) -> None:
-        """Have the file; UsageError when names are wanted by systemd-resolved, which is the host's."""
-        if self._mode == "resolved":
-            raise UsageError("systemd-resolved answers the host, not `tpvpn run`: leave out `--dns resolved`")
+        """Have the file."""
         await self.update(search, domains)
 
     async def update(self, search: Sequence[str], domains: Sequence[str]) -> None:
