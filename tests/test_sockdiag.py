@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from peers import eventually
 from pod import inside, namespace, run
 from tpvpn import sockdiag
 from tpvpn.route.prefix import Prefix
@@ -236,3 +237,25 @@ except OSError as error:
 def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockdiag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that no kernel has
     assert reset([SUBNET4], [SUBNET4], OWN) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "shown"),
+    [(OWN4, SERVICE4, SERVICE4), (OWN6, SERVICE6, SERVICE6), (MAPPED + OWN4, MAPPED + SERVICE4, SERVICE4)],
+)
+def test_what_goes_through_the_tunnel_is_told_with_its_bytes(
+    laptop: str, connect: Connect, source: str, target: str, shown: str
+) -> None:
+    connect(LAN4, OTHER4)
+    connection = connect(source, target)
+    connection.sendall(bytes(1000))
+    with inside(laptop):
+        eventually(lambda: sum(flow.sent for flow in sockdiag.flows(OWN)) > 1000, 5, "all bytes are acknowledged")
+        (flow,) = sockdiag.flows(OWN)
+        assert (flow.address, flow.port, flow.sent, flow.received) == (shown, PORT, 1001, 0)  # a SYN counts as one
+        assert sockdiag.flows(["246.0.0.8"]) == []
+
+
+def test_a_kernel_that_lists_no_sockets_has_no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockdiag, "_NETLINK_SOCK_DIAG", 31)
+    assert sockdiag.flows(OWN) == []

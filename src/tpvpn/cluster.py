@@ -205,11 +205,22 @@ def to_each(
 
 @contextlib.asynccontextmanager
 async def transport_to(
-    cluster: Cluster, admins: Installed | None, options: Options, say: Callable[[str], None]
+    cluster: Cluster,
+    admins: Installed | None,
+    options: Options,
+    say: Callable[[str], None],
+    hurried: asyncio.Event,
 ) -> AsyncGenerator[ClusterTransport]:
-    """The way to a manager; one of the user's own is removed at the end, when nobody uses it any more."""
+    """The way to a manager; one of the user's own is removed at the end, when nobody uses it any more.
+
+    `hurried`: whoever waits for the end waits no longer, and the manager ends by itself.
+    """
     transport = ClusterTransport(cluster, admins, options, say)
     try:
         yield transport
     finally:
-        await transport.leave()
+        leaving, hurrying = asyncio.create_task(transport.leave()), asyncio.create_task(hurried.wait())
+        await asyncio.wait((leaving, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        for task in (leaving, hurrying):
+            task.cancel()
+        await asyncio.gather(leaving, hurrying, return_exceptions=True)

@@ -1,6 +1,6 @@
 """The story of a session: look, plan, reach the manager, open the device, route, follow every change, restore.
 
-It prints nothing and reads no option: it is given `Settings` and says what happens through `say`. Everything it does to
+It prints nothing and reads no option: it is given `Settings` and tells what happens as `events`. Everything it does to
 the kernel goes through the helper, which undoes it when this process ends, however it ends.
 """
 
@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tpvpn.capture import Capture
 from tpvpn.dns.policy import Naming
 from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
+from tpvpn.events import Detail, Events
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.host_resolver import Mode
 from tpvpn.keeper import Keeper, Patience
@@ -27,6 +28,7 @@ from tpvpn.route.changes import Changes
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request
 from tpvpn.router import Router
+from tpvpn.talkers import Talkers
 from tpvpn.transport.stream import Dialler, Stream
 from tpvpn.tun import Tun
 from tpvpn.tunnel import GOODBYE, ClientLink, Tunnel, shake_hands
@@ -94,12 +96,13 @@ class Engine:
         self,
         settings: Settings,
         helper: Callable[[], Awaitable[HelperClient]],
-        say: Callable[[str], None],
+        events: Events,
         place: Place = HERE,
     ) -> None:
-        self._settings, self._start_helper, self._say, self._place = settings, helper, say, place
+        self._settings, self._start_helper, self._place = settings, helper, place
+        self._events, self._say = events, events.say
         self._since = datetime.now().astimezone()
-        self._state = "connecting"
+        self._is_ready = False
         self._linking = asyncio.Lock()
         self._keepers: list[Keeper] = []
         self._is_new = False
@@ -108,29 +111,39 @@ class Engine:
         """The virtual subnets that the manager was told of."""
         self._held: Held | None = None
         self._tun: Tun | None = None
-        self._router = Router(settings.wishes.request, say, place.kernel)
-        self._namer = Namer(settings.dns, settings.wishes.naming, say, place.resolver)
+        self._router = Router(settings.wishes.request, events, place.kernel)
+        self._namer = Namer(settings.dns, settings.wishes.naming, events.say, place.resolver)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
         async with contextlib.AsyncExitStack() as stack:
-            changes = stack.enter_context(self._place.changes())
+            changes, step = stack.enter_context(self._place.changes()), self._events.step
             transport = self._settings.transport
-            addresses = await transport.resolve()
-            await self._router.look(self._settings.name, _dialled(transport, addresses))
+            with step("plan") as detail:
+                addresses = await transport.resolve()
+                await self._router.look(self._settings.name, _dialled(transport, addresses))
+                detail.short = self._router.summary
             stack.callback(self._close)
-            await stack.enter_async_context(self._helped())
+            with step("helper") as detail:
+                await stack.enter_async_context(self._helped())
+                detail.short = f"table {self._claimed.table}"
             await self._router.look_closer(self._helper, self._claimed)
             if warning := transport.warning(addresses):
                 self._say(f"warning: {warning}")
-            held, stream, early = await self._reach_manager(addresses, 0)
-            stack.callback(stream.close)
-            terms = self._hold(held)
-            link = await self._open_device(stack, terms, stream, early)
-            self._router.on_plan = self._namer.follow_plan
-            await self._router.attach(terms, self._set_virtual)
-            await self._namer.start(self._helper, self._addresses)
-            self._state = "ready"
+            with step("manager") as detail:
+                held, stream, early = await self._reach_manager(addresses, 0)
+                stack.callback(stream.close)
+                terms = self._hold(held, detail)
+            with step("TUN") as detail:
+                link = await self._open_device(stack, terms, stream, early, detail)
+            with step("routes") as detail:
+                self._router.on_plan = self._namer.follow_plan
+                await self._router.attach(terms, self._set_virtual)
+                detail.short = self._router.summary
+            with step("DNS") as detail:
+                await self._namer.start(self._helper, self._addresses)
+                detail.short = self._namer.summary
+            self._is_ready = True
             ready.set()
             await self._follow(changes, link)
 
@@ -173,17 +186,18 @@ class Engine:
         self._namer.want(settings.wishes.naming)
         return held, stream, early
 
-    def _hold(self, held: Held) -> Terms:
+    def _hold(self, held: Held, detail: Detail) -> Terms:
         """The session is ours from now on; its terms."""
         had, self._held = self._held, held
         transport, terms = self._settings.transport, held.terms
         transport.stay(terms.pod)
         if not had or had.terms.session != terms.session:
-            self._say(f"manager {terms.pod} took us in by {transport.name}")
+            detail.short = f"{terms.pod} by {transport.name}"
+            detail.sentence = f"manager {terms.pod} took us in by {transport.name}"
         return terms
 
     async def _open_device(
-        self, stack: contextlib.AsyncExitStack, terms: Terms, stream: Stream, early: bytes
+        self, stack: contextlib.AsyncExitStack, terms: Terms, stream: Stream, early: bytes, detail: Detail
     ) -> ClientLink:
         """Open the TUN with the addresses that the manager gave, and let packets flow."""
         if silent := terms.without_ping:
@@ -200,8 +214,11 @@ class Engine:
         device = capture.tap(tun, offload=bool(terms.offloads)) if capture else tun
         self._tunnel = Tunnel(device, terms, self._namer.exchange.receive, self._on_linked)
         stack.callback(self._tunnel.close)
+        self._talkers = Talkers(self._addresses, self._namer.name_of)
+        stack.callback(self._talkers.close)
         link = self._tunnel.join(0, stream, early)
-        self._say(f"device {tun.name} has {' and '.join(self._addresses)}, MTU {terms.mtu}")
+        detail.short = f"{tun.name} with {' and '.join(self._addresses)}, MTU {terms.mtu}"
+        detail.sentence = f"device {detail.short.replace(' with ', ' has ', 1)}"
         return link
 
     def _on_linked(self) -> None:
@@ -211,6 +228,8 @@ class Engine:
             self._namer.attach(self._tunnel.ask, self._held.terms.facts)
         else:
             self._namer.detach()
+        if self._is_ready:
+            self._events.tell("state", state=self.state)
 
     async def _set_virtual(self, pairs: Sequence[tuple[str, str]]) -> None:
         if self._tunnel.is_linked:  # else the next link tells of them
@@ -274,7 +293,9 @@ class Engine:
                     await stream.send_all(GOODBYE)
                 stream.close()
                 raise
-            self._hold(held)
+            self._hold(held, detail := Detail())
+            if detail.sentence:
+                self._say(detail.sentence)
             link = self._tunnel.join(number, stream, early)
             try:
                 await self._begin(link)
@@ -307,6 +328,13 @@ class Engine:
             await self._set_virtual(self._router.virtual)
 
     @property
+    def state(self) -> Literal["connecting", "ready", "reconnecting"]:
+        """What the session is at."""
+        if not self._is_ready:
+            return "connecting"
+        return "ready" if self._tunnel.is_linked else "reconnecting"
+
+    @property
     def directory(self) -> Path:
         """Where the session keeps its state, once it is ready."""
         return self._claimed.directory
@@ -317,8 +345,9 @@ class Engine:
         terms = self._held.terms
         return {
             "name": self._settings.name,
-            "state": self._state if self._state != "ready" or self._tunnel.is_linked else "reconnecting",
+            "state": self.state,
             "since": self._since.isoformat(timespec="seconds"),
+            "started": self._since.timestamp(),
             "pid": os.getpid(),
             "manager": {
                 "endpoint": self._settings.transport.name,
@@ -334,7 +363,9 @@ class Engine:
             "addresses": list(self._addresses),
             "links": self._tunnel.links,
             "reconnects": sum(keeper.reconnects for keeper in self._keepers),
+            "rtt": self._tunnel.measure(),
             "traffic": asdict(self._tunnel.counters),
+            "talkers": [asdict(talker) for talker in self._talkers.look()],
             **self._router.status(),
             "dns": self._namer.status(),
         }

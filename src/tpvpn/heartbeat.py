@@ -24,6 +24,10 @@ class Heartbeat:
         self._link, self._bundle, self._dead = link, bundle, dead
         self._liveness = Liveness(_now(), idle, dead)
         self._received, self._batches, self._asked = link.received, link.batches, 0
+        self._sent_at = 0.0
+        self._is_answered = True
+        self.rtt: float | None = None
+        """Seconds that the last answer took which was waited for."""
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK, self._look)
 
@@ -35,6 +39,16 @@ class Heartbeat:
         """Something says that the link may be lost."""
         if self._liveness.urge(_now()):
             self._ask()
+
+    def measure(self) -> None:
+        """Somebody wants to know how long an answer takes now."""
+        if self._is_answered:
+            self._ask()
+
+    def answered(self, identity: int) -> None:
+        """The other end answered that question."""
+        if identity == self._asked and not self._is_answered:
+            self.rtt, self._is_answered = _now() - self._sent_at, True
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(TICK, self._look)
@@ -50,6 +64,7 @@ class Heartbeat:
 
     def _ask(self) -> None:
         self._asked += 1
+        self._sent_at, self._is_answered = _now(), False
         self._link.send(frame.CONTROL, message.encode("ping", id=self._asked))
 
     def _tell(self, silent: bool) -> None:

@@ -21,7 +21,8 @@ from tpvpn.helper.client import HelperClient
 from tpvpn.host_resolver import HostResolver, Mode
 from tpvpn.place import MakeResolver, Resolver
 from tpvpn.route.verdict import Plan
-from tpvpn.wire.dns import AAAA, A
+from tpvpn.talkers import reverse_name, service_name
+from tpvpn.wire.dns import AAAA, PTR, A
 
 SETTLE = 0.2
 """Seconds: what changes together is told to the host's resolver at once."""
@@ -158,6 +159,11 @@ class Namer:
 
     # -- what is said --------------------------------------------------------------------------------------------------
 
+    @property
+    def summary(self) -> str:
+        """How programs come to the names, in words."""
+        return f"below {self._policy.domain} by {self._host.status()['mode']}" if self._host else "off"
+
     def status(self) -> dict[str, Any]:
         """The names' part of a session's status."""
         policy = self._policy
@@ -173,6 +179,15 @@ class Namer:
         else:
             shown |= {"mode": "off", "because": "port 53 of the device could not be had", "servers": [], "warnings": []}
         return shown
+
+    async def name_of(self, address: str) -> str | None:
+        """What the cluster calls an address of its own, as people write it; None when it does not say."""
+        with contextlib.suppress(TpvpnError):
+            if self._server:
+                _, answer = await self._server.resolve(reverse_name(address), PTR)
+                if records := shown(answer or b"").records:
+                    return service_name(records[0].rsplit(" ", 1)[1], self._policy.domain)
+        return None
 
     async def explain(self, name: str) -> dict[str, Any]:
         """What becomes of a name: the decision, and what the one that is asked answers."""

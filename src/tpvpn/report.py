@@ -101,8 +101,13 @@ def summary(plan: Plan) -> str:
     count = Counter(subnet.verdict for subnet in plan.subnets)
     if not plan.ok:
         return f"connect would refuse: {count['conflict']} of {total} in conflict with private routes."
-    parts = [f"{count[verdict]} {verdict}" for verdict in COLOURS if count[verdict]]
-    return f"connect would go ahead: of {total}, {', '.join(parts)}."
+    return f"connect would go ahead: of {total}, {counts(plan)}."
+
+
+def counts(plan: Plan) -> str:
+    """How many subnets have which verdict: "2 routed, 1 excluded"."""
+    count = Counter(subnet.verdict for subnet in plan.subnets)
+    return ", ".join(f"{count[verdict]} {verdict}" for verdict in COLOURS if count[verdict])
 
 
 def subnet_lines(subnet: Subnet, width: int, colour: bool) -> Iterator[str]:

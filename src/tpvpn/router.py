@@ -1,6 +1,6 @@
 """The routes of a session: looked at, planned, applied by the helper, confirmed by the kernel, and followed.
 
-It prints nothing and reads no option; what happens is told through `say`. `look()` plans without any right; from
+It prints nothing and reads no option; what happens is told as `events`. `look()` plans without any right; from
 `attach()` on, each `update()` is view → plan → difference → apply → ask the kernel → reset what the change stranded.
 Doing that whenever something changed is all there is to live reaction: an update that finds nothing new does nothing.
 """
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tpvpn import report, rundir
 from tpvpn.dns.names import Names
 from tpvpn.errors import TpvpnError, UsageError
+from tpvpn.events import Events
 from tpvpn.helper.client import Claimed, HelperClient
 from tpvpn.holders import holders
 from tpvpn.place import HERE, Kernel
@@ -62,8 +63,8 @@ class Terms(Protocol):
 class Router:
     """The routes of one session."""
 
-    def __init__(self, request: Request, say: Callable[[str], None], kernel: Kernel = HERE.kernel) -> None:
-        self._request, self._say, self._kernel = request, say, kernel
+    def __init__(self, request: Request, events: Events, kernel: Kernel = HERE.kernel) -> None:
+        self._request, self._events, self._say, self._kernel = request, events, events.say, kernel
         self._names = Names(name for name, _ in request.names)
         self._dialled: tuple[tuple[Prefix, str], ...] = ()
         self._terms: Terms | None = None
@@ -120,7 +121,14 @@ class Router:
             if source.startswith("--") and not found[name]:
                 raise UsageError(f"{source}: {name!r} is no address or subnet, and no host of that name is found")
 
+    @property
+    def summary(self) -> str:
+        """How many subnets have which verdict."""
+        return report.counts(self.plan)
+
     def _accept(self, plan: Plan) -> None:
+        if plan != self.plan:
+            self._events.tell("plan", plan=report.as_json(plan))
         if not plan.ok:
             raise report.refusal(plan)
         self.plan = plan
@@ -203,7 +211,7 @@ class Router:
             changes.append(Change(at, str(gone.prefix), "gone", f"{gone.source} has it no more"))
         self.changes += changes
         for change in changes if before.subnets else ():
-            self._say(f"{change.cidr} is now {change.verdict}: {change.because}")
+            self._events.tell("verdict", f"{change.cidr} is now {change.verdict}: {change.because}", **asdict(change))
 
     async def _confirm(self) -> None:
         """Ask the kernel where an address of everything routed, and of every exception, goes."""

@@ -91,6 +91,16 @@ class ClientLink:
         """Something says that it may be lost: find out soon."""
         self._heartbeat.urge()
 
+    def measure(self) -> float | None:
+        """The seconds that an answer took the last time; another one is asked for."""
+        self._heartbeat.measure()
+        return self._heartbeat.rtt
+
+    def answered(self, link: Link, identity: int) -> None:
+        """The other end of a link, which may be another one's, answered a question."""
+        if link is self._link:
+            self._heartbeat.answered(identity)
+
     def fail(self, error: TpvpnError) -> None:
         """It is lost."""
         self._link.fail(error)
@@ -170,6 +180,10 @@ class Tunnel:
         """How many carry."""
         return sum(link.is_well for link in self._links)
 
+    def measure(self) -> float | None:
+        """Seconds to the manager and back, of the fastest link; measured again for the next time."""
+        return min((rtt for link in self._links if link.is_well and (rtt := link.measure()) is not None), default=None)
+
     @property
     def counters(self) -> Counters:
         """What was carried and dropped so far."""
@@ -225,6 +239,9 @@ class Tunnel:
         what, link = message.decode(payload), self._bundle.speaking
         if what["type"] == "ping":
             link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+        elif what["type"] == "pong":
+            for one in self._links:
+                one.answered(link, message.member(what, "id", int))
         elif what["type"] == "config" and self._answer and what.get("id") == self._changes:
             if not self._answer.done():
                 self._answer.set_result(message.optional(what, "error", str))

@@ -6,7 +6,7 @@ import signal
 import pytest
 import uvloop
 
-from tpvpn.cli.connect import Command
+from tpvpn.cli.command import Command
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 20], ids=lambda turns: f"after {turns} turns of the loop")

@@ -345,6 +345,7 @@ def test_the_usual_laptop_is_planned_in_no_time(laptop: Laptop) -> None:
     script = """
 import asyncio, time
 from tpvpn.cli import routing
+from tpvpn.events import Events
 from tpvpn.report import as_text
 from tpvpn.router import Router
 from tpvpn.route.prefix import Prefix
@@ -353,7 +354,7 @@ wanted = tuple(Wanted(Prefix.parse(one), "pod", "test") for one in ("10.130.0.0/
 took = []
 for _ in range(5):
     began = time.process_time()
-    as_text(asyncio.run(Router(Request(wanted, Policy()), print).preview("default")))
+    as_text(asyncio.run(Router(Request(wanted, Policy()), Events()).preview("default")))
     took.append(time.process_time() - began)
 print(min(took))
 """

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace
-from tpvpn.cli.connect import add_endpoint_flags, direct
+from tpvpn.cli.connect import add_endpoint_flags
+from tpvpn.cli.session import direct
 
 if TYPE_CHECKING:
     from tpvpn.proto.sessions import Answer, Listed, Question

@@ -36,10 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tpvpn import rundir
     from tpvpn.cli.loop import run as run_loop
+    from tpvpn.events import Events
     from tpvpn.report import as_json, as_text
     from tpvpn.router import Router
 
-    plan = run_loop(Router(run_loop(_request(arguments)), quiet).preview(rundir.DEFAULT_NAME))
+    plan = run_loop(Router(run_loop(_request(arguments)), Events()).preview(rundir.DEFAULT_NAME))
     if arguments.output == "json":
         print(json.dumps(as_json(plan), indent=2))
     else:
@@ -61,7 +62,3 @@ async def _request(arguments: argparse.Namespace) -> "Request":
         wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), say)
         await wishes.look()
     return wishes.request
-
-
-def quiet(_: str) -> None:
-    """A plan that is only shown has nothing to say on the way."""

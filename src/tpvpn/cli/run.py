@@ -2,27 +2,18 @@
 
 import argparse
 import asyncio
-import contextlib
-from functools import partial
+from typing import TYPE_CHECKING
 
-from tpvpn.cli import Commands, say
+from tpvpn.cli import Commands
 from tpvpn.cli.capturing import add_capture_flags
 from tpvpn.cli.cluster import add_cluster_flags, add_manager_flags
-from tpvpn.cli.connect import (
-    Command,
-    add_dns_flag,
-    add_endpoint_flags,
-    add_link_flags,
-    announce,
-    cancel,
-    first,
-    handle_signals,
-    settings,
-    stop,
-)
+from tpvpn.cli.connect import add_dns_flag, add_endpoint_flags, add_link_flags
 from tpvpn.cli.routing import add_routing_flags
 from tpvpn.errors import UsageError
 from tpvpn.rundir import DEFAULT_NAME
+
+if TYPE_CHECKING:
+    from tpvpn.helper.client import HelperClient
 
 
 def add_parser(commands: Commands) -> None:
@@ -41,9 +32,10 @@ def add_parser(commands: Commands) -> None:
     add_dns_flag(parser)
     add_link_flags(parser)
     add_capture_flags(parser)
+    parser.add_argument("--quiet", "-q", action="store_true", help="show warnings and changed routes only")
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="what is run")
-    parser.set_defaults(run=_run, name=DEFAULT_NAME)
+    parser.set_defaults(run=_run, name=DEFAULT_NAME, output="text")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -61,33 +53,18 @@ def _run(arguments: argparse.Namespace) -> int:
 
 async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
     """The sandbox, the session, and the command in it from start to end; the exit code."""
-    from tpvpn import control
-    from tpvpn.engine import Engine
-    from tpvpn.helper.client import HelperClient
+    from tpvpn.cli.command import Command
+    from tpvpn.cli.display import chosen
+    from tpvpn.cli.session import lasting, told
+    from tpvpn.events import Events
     from tpvpn.sandbox.sandbox import opened
 
-    async with contextlib.AsyncExitStack() as stack:
-        sandbox = await stack.enter_async_context(opened())
+    display = chosen("text", arguments.quiet, around_command=True)
+    events = Events(display.on_event)
+    async with opened() as sandbox:
 
-        async def helper() -> HelperClient:
+        async def helper() -> "HelperClient":
             return sandbox.helper
 
-        stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        command = Command(argv, stopped, sandbox.command)
-        handle_signals(command, stopped)
-        preparing = asyncio.create_task(settings(arguments, stack))
-        if not await first(preparing, stopped):
-            await cancel(preparing)
-            return stopped.result()
-        engine, ready = Engine(preparing.result(), helper, say, sandbox.place), asyncio.Event()
-        running = asyncio.create_task(engine.run(ready))
-        stack.push_async_callback(cancel, running)
-        handles = control.Handles(engine.status, partial(stop, stopped, 0), engine.explain)
-        if await first(asyncio.create_task(ready.wait()), running, stopped):
-            async with control.serving(engine.directory, handles):
-                announce(arguments.ready_fd)
-                command.start()
-                await first(running, stopped)
-                await command.end()
-        await cancel(running)
-        return stopped.result()
+        command = Command(argv, asyncio.get_running_loop().create_future(), sandbox.command)
+        return await told(arguments, events, lasting(arguments, command, events, display, helper, sandbox.place))

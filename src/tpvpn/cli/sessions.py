@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands, say
@@ -20,6 +21,7 @@ def add_parsers(commands: Commands) -> None:
     status = commands.add_parser("status", help="show the sessions that run")
     status.add_argument("--name", help="only the session of this name")
     status.add_argument("--output", choices=["text", "json"], default="text")
+    status.add_argument("--watch", "-w", action="store_true", help="show them again and again, until Ctrl-C")
     status.set_defaults(run=_status)
     quit = commands.add_parser("quit", help="end a session, leaving nothing behind")
     quit.add_argument("--name", help="the session's name (default: the one that runs)")
@@ -43,18 +45,18 @@ def _running(name: str | None) -> "list[Session]":
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from tpvpn.control import ask
-    from tpvpn.errors import TpvpnError
+    if arguments.watch:
+        from tpvpn import rundir
+        from tpvpn.cli.watching import watch
 
+        def look() -> tuple[list[dict[str, Any]], list[str]]:
+            return _ask(one for one in rundir.sessions() if arguments.name in (None, one.name))
+
+        return watch(look, _text if arguments.output == "text" else None)
     running = _running(arguments.name)
-    answers = list[dict[str, Any]]()
-    for one in running:
-        try:
-            answers.append(ask(one.directory, "status"))
-        except TpvpnError as error:  # another user's, or it is connecting still: the others are shown all the same
-            if arguments.name:
-                raise
-            say(f"session {one.name} of process {one.pid} is not shown: {error}")
+    answers, unanswered = _ask(running, strict=bool(arguments.name))
+    for line in unanswered:
+        say(line)
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
     elif not running:
@@ -62,6 +64,22 @@ def _status(arguments: argparse.Namespace) -> int:
     for answer in answers if arguments.output == "text" else []:
         print(_text(answer))
     return 0
+
+
+def _ask(running: "Iterable[Session]", *, strict: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+    """What sessions answer, and a line for each that does not; with `strict` that is an error."""
+    from tpvpn.control import ask
+    from tpvpn.errors import TpvpnError
+
+    answers, unanswered = list[dict[str, Any]](), list[str]()
+    for one in running:
+        try:
+            answers.append(ask(one.directory, "status"))
+        except TpvpnError as error:  # another user's, or it is connecting still: the others are shown all the same
+            if strict:
+                raise
+            unanswered.append(f"session {one.name} of process {one.pid} is not shown: {error}")
+    return answers, unanswered
 
 
 def _text(status: dict[str, Any]) -> str:
@@ -73,6 +91,7 @@ def _text(status: dict[str, Any]) -> str:
         *(f"  ping      unsupported over {one}: {_NO_PING}" for one, carried in manager["ping"].items() if not carried),
         f"  links     {status['links']}, connected again {status['reconnects']} times",
         f"  device    {status['device']} with {', '.join(status['addresses'])}",
+        *([f"  RTT       {1000 * status['rtt']:.1f} ms"] if status["rtt"] is not None else []),
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
     names = status["dns"]

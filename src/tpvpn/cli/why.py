@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import Commands
 from tpvpn.cli.naming import naming
-from tpvpn.cli.plan import quiet
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.errors import UsageError
 
@@ -142,10 +141,11 @@ async def _addresses(name: str) -> list[str]:
 async def _preview(arguments: argparse.Namespace) -> "Plan | None":
     """The plan of the flags; None when the session that runs has one."""
     from tpvpn import rundir
+    from tpvpn.events import Events
     from tpvpn.router import Router
 
     if names_a_cluster(arguments):
-        return await Router(routing(arguments), quiet).preview(arguments.name)
+        return await Router(routing(arguments), Events()).preview(arguments.name)
     if rundir.table_of(arguments.name) is None:
         raise UsageError(
             f"no session {arguments.name} runs here, so the cluster's subnets are not known: give --service-cidr "
