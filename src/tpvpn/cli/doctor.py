@@ -11,7 +11,6 @@ from tpvpn.cli import Commands
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
 from tpvpn.cli.config import home
 from tpvpn.cli.naming import naming
-from tpvpn.cli.plan import quiet
 from tpvpn.cli.routing import add_routing_flags
 
 if TYPE_CHECKING:
@@ -68,10 +67,11 @@ def _wishes(arguments: argparse.Namespace) -> "Wishes":
 
     async def plan(cluster: "Cluster | None") -> "Plan":
         from tpvpn.cli.routing import routing
+        from tpvpn.events import Events
         from tpvpn.router import Router
 
         if cluster is None:
-            return await Router(routing(arguments), quiet).preview(arguments.name)
+            return await Router(routing(arguments), Events()).preview(arguments.name)
         return await _plan_of(arguments, cluster)
 
     domains = (DOMAIN, *Policy(naming(arguments)).routing_domains())
@@ -82,14 +82,15 @@ async def _plan_of(arguments: argparse.Namespace, cluster: "Cluster") -> "Plan":
     """What connect would route of this cluster."""
     from functools import partial
 
+    from tpvpn.events import Events
     from tpvpn.kube.installed import NAME, installed
     from tpvpn.router import Router
     from tpvpn.wishes import FromCluster
 
     admins = await installed(cluster, arguments.manager_namespace or NAME)
-    wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), quiet)
+    wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), Events().say)
     await wishes.look()
-    return await Router(wishes.request, quiet).preview(arguments.name)
+    return await Router(wishes.request, Events()).preview(arguments.name)
 
 
 def _text(found: "Found", colour: bool) -> Iterator[str]:
