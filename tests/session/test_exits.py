@@ -13,12 +13,13 @@ The direct way is plain forwarding and masquerade at the node, to further addres
 import contextlib
 import errno
 import hashlib
+import itertools
 import re
 import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -128,14 +129,22 @@ ALSO = ("10.140.0.0/16", "10.141.0.0/16", "fd10:140::/64", "fd10:141::/64")
 
 @dataclass(frozen=True)
 class Connected:
-    """A session through an exit, in a lab with all that refuses."""
+    """A session through an exit, in a lab with all that refuses; the rows that wait have begun."""
 
     exit: Exit
     laptop: Laptop
     beyond: str
+    waiting: "dict[tuple[Action, int, bool], Future[Outcome]]"
 
-    def way(self, family: int, addresses: dict[int, tuple[str, str, str, str]]) -> Way:
-        return Way(self.laptop, socket.AddressFamily(family), *addresses[family], self.beyond)
+    def way(self, family: int, direct: bool) -> Way:
+        addresses = (DIRECT if direct else THROUGH)[family]
+        return Way(self.laptop, socket.AddressFamily(family), *addresses, self.beyond)
+
+    def outcome(self, row: "Row", family: int, direct: bool) -> "Outcome":
+        """What comes of a row on one of the ways."""
+        if row.waits:
+            return self.waiting[row.action, family, direct].result()
+        return row.action(self.way(family, direct))
 
 
 @pytest.fixture(scope="module", params=EXITS)
@@ -143,8 +152,17 @@ def connected(request: pytest.FixtureRequest) -> Iterator[Connected]:
     with lab_with_manager(exit=request.param) as laptop, namespace("beyond") as beyond:
         furnish(laptop.lab, beyond)
         also = [word for subnet in ALSO for word in ("--also-proxy", subnet)]
-        with laptop.connected(ALLOWED[0], ",".join((ALLOWED[1], *ALSO)), *also):
-            yield Connected(request.param, laptop, beyond)
+        actions = [row.action for row in ROWS if row.waits]
+        waiting = list(itertools.product(actions, (V4, V6), (True, False)))
+        with (
+            laptop.connected(ALLOWED[0], ",".join((ALLOWED[1], *ALSO)), *also),
+            ThreadPoolExecutor(len(waiting)) as pool,
+        ):
+            connected = Connected(request.param, laptop, beyond, {})
+            for action, family, direct in waiting:
+                begun = pool.submit(action, connected.way(family, direct))
+                connected.waiting[action, family, direct] = begun
+            yield connected
 
 
 def furnish(lab: Lab, beyond: str) -> None:
@@ -188,16 +206,20 @@ class Row:
     action: Action
     expected: dict[int, Outcome]
     differs: dict[Exit, Outcome] = field(default_factory=dict)
+    waits: bool = False
+    """For seconds, and little else: all of these wait at the same time. Few may be for what a route refuses, of which
+    the kernel tells each sender once a second, and five times in advance (net.ipv4.route.error_cost)."""
 
 
 ROWS: list[Row] = []
 
 
-def gives(four: Outcome, six: Outcome = None, **differs: Outcome) -> Callable[[Action], Action]:
+def gives(four: Outcome, six: Outcome = None, *, waits: bool = False, **differs: Outcome) -> Callable[[Action], Action]:
     """A row of the matrix; IPv6 gives the same unless said."""
 
     def add(action: Action) -> Action:
-        ROWS.append(Row(action, {V4: four, V6: four if six is None else six}, differs))  # type: ignore[arg-type]
+        expected = {V4: four, V6: four if six is None else six}
+        ROWS.append(Row(action, expected, differs, waits))  # type: ignore[arg-type]
         return action
 
     return add
@@ -206,9 +228,9 @@ def gives(four: Outcome, six: Outcome = None, **differs: Outcome) -> Callable[[A
 @pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.action.__name__)
 def test_as_without_a_session(connected: Connected, row: Row, family: socket.AddressFamily) -> None:
-    direct = row.action(connected.way(family, DIRECT))
+    direct = connected.outcome(row, family, direct=True)
     assert direct == row.expected[family], "directly"
-    through = row.action(connected.way(family, THROUGH))
+    through = connected.outcome(row, family, direct=False)
     assert through == row.differs.get(connected.exit, direct), f"{connected.exit} exit"
 
 
@@ -240,27 +262,27 @@ def a_closed_port(way: Way) -> object:
     return opening(way, way.pod, CLOSED, AT_ONCE)
 
 
-@gives("nothing")
+@gives("nothing", waits=True)
 def a_dropped_port(way: Way) -> object:
     return opening(way, way.pod, DROPPED, AT_ONCE)
 
 
-@gives("EHOSTUNREACH", "EACCES")
+@gives("EHOSTUNREACH", "EACCES", waits=True)
 def a_prohibited_port(way: Way) -> object:
     return opening(way, way.pod, PROHIBITED)
 
 
-@gives("EHOSTUNREACH")
+@gives("EHOSTUNREACH", waits=True)
 def a_port_of_no_host(way: Way) -> object:
     return opening(way, way.pod, NO_HOST)
 
 
-@gives("ENETUNREACH")
+@gives("ENETUNREACH", waits=True)
 def a_port_of_no_network(way: Way) -> object:
     return opening(way, way.pod, NO_NETWORK)
 
 
-@gives("ECONNREFUSED")
+@gives("ECONNREFUSED", waits=True)
 def a_port_that_icmp_refuses(way: Way) -> object:
     return opening(way, way.pod, NO_PORT)
 
@@ -270,17 +292,21 @@ def a_port_that_a_reset_refuses(way: Way) -> object:
     return opening(way, way.pod, RESET, AT_ONCE)
 
 
-@gives("EHOSTUNREACH")
+@gives("EHOSTUNREACH", waits=True)
 def a_host_that_is_not_there(way: Way) -> object:
     return opening(way, way.dead, 80, LONG)
 
 
-@gives(["ENETUNREACH", "EHOSTUNREACH", "EHOSTUNREACH", "nothing"], ["ENETUNREACH", "ENETUNREACH", "EACCES", "nothing"])
+@gives(
+    ["ENETUNREACH", "EHOSTUNREACH", "EHOSTUNREACH", "nothing"],
+    ["ENETUNREACH", "ENETUNREACH", "EACCES", "nothing"],
+    waits=True,
+)
 def routes_that_refuse(way: Way) -> object:
     return [opening(way, way.nowhere.format(number + 1), 80) for number in range(len(KINDS))]
 
 
-@gives("nothing")
+@gives("nothing", waits=True)
 def a_full_backlog(way: Way) -> object:
     with way.listener(way.pod) as server, way.open() as first, way.open() as second:
         server.listen(0)
@@ -395,7 +421,7 @@ def the_pod_dies_while_the_laptop_does_not_read(way: Way) -> object:
         return "told" if told.poll(1000 * AT_ONCE) else "not told"
 
 
-@gives("ETIMEDOUT", socket="ECONNRESET")
+@gives("ETIMEDOUT", socket="ECONNRESET", waits=True)
 def keepalive_finds_a_dead_pod(way: Way) -> object:
     with way.pair() as (near, far):
         near.settimeout(2 * LONG)
@@ -552,7 +578,7 @@ def a_datagram_to_a_closed_port_for_an_ordinary_program(way: Way) -> object:
         return outcome(near.recv, 1)
 
 
-@gives("nothing")
+@gives("nothing", waits=True)
 def a_datagram_to_a_dropped_port(way: Way) -> object:
     return errors(way, way.pod, DROPPED)
 
@@ -562,7 +588,7 @@ def a_datagram_to_a_prohibited_port(way: Way) -> object:
     return errors(way, way.pod, PROHIBITED)
 
 
-@gives(("EHOSTUNREACH", 3, 1, "node", 0), ("EHOSTUNREACH", 1, 3, "node", 0))
+@gives(("EHOSTUNREACH", 3, 1, "node", 0), ("EHOSTUNREACH", 1, 3, "node", 0), waits=True)
 def a_datagram_to_a_host_that_is_not_there(way: Way) -> object:
     return errors(way, way.dead, 80, patience=LONG)
 
@@ -609,7 +635,7 @@ def pings_of_every_size(way: Way) -> object:
     return [ping(way, way.pod, size=size) for size in (0, 56, 1472, 1473, 9000, 65_507)]
 
 
-@gives("message too long, mtu=1500", "message too long, mtu: 1500")
+@gives("message too long, mtu=1500", "message too long, mtu: 1500", waits=True)
 def a_ping_that_may_not_be_fragmented(way: Way) -> object:
     return ping(way, way.pod, "-M", "do", size=1473)
 
@@ -619,7 +645,7 @@ def a_ping_that_may_not_be_fragmented_on_the_way(way: Way) -> object:
     return ping(way, way.distants[2], "-M", "do", size=1450 - HEADERS[way.family])
 
 
-@gives("node: Destination Host Unreachable", "node: Destination unreachable: Address unreachable")
+@gives("node: Destination Host Unreachable", "node: Destination unreachable: Address unreachable", waits=True)
 def a_ping_to_a_host_that_is_not_there(way: Way) -> object:
     return ping(way, way.dead)
 
