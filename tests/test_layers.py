@@ -26,8 +26,9 @@ LAYERS = {
     "sandbox.sandbox": 4, "sandbox.ordinary": 4, "sandbox.resolver": 4,
     "sandbox.namespaces": 2, "sandbox.inside": 3,
     "kube.subnets": 1, "kube.refusal": 1, "kube.manifest": 1, "kube.zipapp": 2,
-    "kube.access": 2, "kube.api": 2, "kube.installed": 2, "kube.discover": 2, "kube.install": 2, "kube.helm": 2,
-    "doctor.check": 1, "doctor.advice": 1,
+    "kube.access": 2, "kube.kubeconfig": 2, "kube.api": 2, "kube.installed": 2, "kube.discover": 2, "kube.install": 2,
+    "kube.helm": 2,
+    "doctor.check": 1, "doctor.advice": 1, "doctor.redact": 1,
     "control": 5, "doctor": 5, "lab": 5,
     "cli": 6,
 }  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from socket import create_server
@@ -295,6 +296,36 @@ def test_a_route_that_is_shadowed_a_firewall_and_a_small_mtu(session: Laptop) ->
     named(
         ill(found), "subnet", "failure", "10.130.0.0/16 is shadowed by 10.130.0.0/32 via 10.8.0.1 dev tun0", "`ip rule`"
     )
+
+
+def test_a_bundle(session: Laptop, server: ApiServer, tmp_path: Path) -> None:
+    """Secrets of the kubeconfig and of a log are not in it; names only where they may be."""
+    log = tmp_path / "state" / "tpvpn" / "default.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("GET https://api.corp.example/ of ann\nAuthorization: Bearer abc.def\nvery-secret-token\n")
+    variables = [f"KUBECONFIG={server.kubeconfig(tmp_path / 'k')}", f"XDG_STATE_HOME={log.parents[1]}"]
+
+    def bundle(name: str, *words: str) -> dict[str, str]:
+        file = tmp_path / name
+        done = session.run("env", *variables, *TPVPN, "doctor", "--bundle", str(file), *words)
+        assert str(file) in done.stderr and file.stat().st_mode & 0o777 == 0o600
+        with tarfile.open(file) as archive:
+            contents = {one.name.removeprefix("tpvpn-doctor/"): archive.extractfile(one) for one in archive}
+            return {name: found.read().decode() for name, found in contents.items() if found}
+
+    plain = bundle("plain.tar.gz")
+    assert set(plain) >= {"doctor.json", "status.json", "versions.json", "kubeconfig.json", "network.txt"}
+    assert set(plain) >= {"resolv.conf", "nsswitch.conf", "logs/default.log"}
+    text = "\n".join(plain.values())
+    assert "very-secret-token" not in text and "abc.def" not in text
+    assert "api.corp.example" in text and "10.130.0.0/16" in plain["network.txt"]
+    assert json.loads(plain["status.json"])["sessions"][0]["name"] == "default"
+    redacted = "\n".join(bundle("redacted.tar.gz", "--redact-names").values())
+    assert "ann" not in redacted.split() and "corp.example" not in redacted and "user-" in redacted
+    again = session.run("env", *variables, *TPVPN, "doctor", "--bundle", str(tmp_path / "plain.tar.gz"))
+    assert again.returncode == 2 and "is there already" in again.stderr
+    alone = session.tpvpn("doctor", "--redact-names")
+    assert alone.returncode == 2 and "give --bundle FILE too" in alone.stderr
 
 
 def test_a_session_of_another_user(session: Laptop, user: User) -> None:

@@ -145,7 +145,7 @@ def _values(option: Option, line: Line, before: str, last: str) -> tuple[list[Ca
 
 
 def _contexts(given: Given) -> Iterable[str]:
-    from tpvpn.kube.api import contexts
+    from tpvpn.kube.kubeconfig import contexts
 
     return contexts(given.get("--kubeconfig"))
 

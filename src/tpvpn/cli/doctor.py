@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tpvpn.cli import Commands
+from tpvpn.cli import Commands, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
 from tpvpn.cli.config import home
 from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags
+from tpvpn.errors import UsageError
 
 if TYPE_CHECKING:
     from tpvpn.doctor.examine import Found
@@ -34,6 +35,14 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--name", default="default", help="name of the session (default: default)")
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
+    parser.add_argument(
+        "--bundle",
+        metavar="FILE",
+        help="write what was found, and what it was found in, to a new FILE.tar.gz, no secrets",
+    )
+    parser.add_argument(
+        "--redact-names", action="store_true", help="with --bundle: no names and public addresses either"
+    )
     add_manager_namespace(add_cluster_flags(parser))
     add_routing_flags(parser)
     parser.set_defaults(run=run)
@@ -48,8 +57,16 @@ def run(arguments: argparse.Namespace) -> int:
     from tpvpn.doctor.patient import rooted
 
     rundir.directory(arguments.name)  # UsageError of a name that is none
+    if arguments.redact_names and not arguments.bundle:
+        raise UsageError("--redact-names is for a bundle: give --bundle FILE too")
     seen = rooted(os.geteuid() == 0)
-    found = asyncio.run(examine(_wishes(arguments), seen))
+    wishes = _wishes(arguments)
+    found = asyncio.run(examine(wishes, seen))
+    if arguments.bundle:
+        from tpvpn.doctor.bundle import write
+
+        write(arguments.bundle, found, wishes.access, redact_names=arguments.redact_names)
+        say(f"{arguments.bundle} is for whoever helps you: look into it before you send it")
     if arguments.output == "json":
         print(json.dumps(found.as_json(), indent=2))
     else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpvpn.errors import ClusterError
 from tpvpn.kube.access import CHECK_PROXY, Access, endpoint_of
+from tpvpn.kube.kubeconfig import contexts_of, files
 from tpvpn.kube.refusal import (
     ForbiddenError,
     LoginError,
@@ -290,7 +291,7 @@ async def opened(access: Access) -> AsyncGenerator[Cluster]:
 
 def _there(access: Access) -> list[str]:
     """The kubeconfigs that are there; none inside a cluster, where none need be. NoKubeconfigError."""
-    named, paths, there = _files(access.kubeconfig)
+    named, paths, there = files(access.kubeconfig)
     if not there:
         if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
             return []
@@ -315,7 +316,7 @@ def _load(there: list[str], context: str) -> "tuple[KubeConfigLoader, str]":
             raise ClusterError(f"{there[0]} has no current context: give --context")
         return KubeConfigLoader(merged.config, active_context=context, config_base_path=None), context
     except ConfigException as error:
-        names = sorted(_contexts(there))
+        names = sorted(contexts_of(there))
         reason = f"no context {context}" if context not in names else f"no usable context {context}: {_plain(error)}"
         raise ClusterError(f"{' and '.join(there)} has {reason}; it has {', '.join(names) or 'none'}") from error
     except (OSError, yaml.YAMLError) as error:
@@ -324,31 +325,6 @@ def _load(there: list[str], context: str) -> "tuple[KubeConfigLoader, str]":
         raise ClusterError(
             f"{' and '.join(there)} is no kubeconfig: clusters, contexts and users are not there as they should be"
         ) from error
-
-
-def contexts(kubeconfig: str | None) -> list[str]:
-    """The names of a kubeconfig's contexts, without the loader; errors are as they come."""
-    return sorted(_contexts(_files(kubeconfig)[2]))
-
-
-def _files(kubeconfig: str | None) -> tuple[str | None, list[str], list[str]]:
-    """What names the kubeconfig's files, if anything does, the files, and those of them that are there."""
-    named = kubeconfig or os.environ.get("KUBECONFIG")
-    paths = [path for path in (named or "~/.kube/config").split(os.pathsep) if path]
-    return named, paths, [path for path in paths if _has_words(Path(path).expanduser())]
-
-
-def _has_words(file: Path) -> bool:
-    """Whether a kubeconfig is there; an empty file counts as none, as for kubectl, and a pipe as one."""
-    return file.exists() and not (file.is_file() and file.stat().st_size == 0)
-
-
-def _contexts(paths: list[str]) -> set[str]:
-    import yaml
-
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is
-    files: Any = [yaml.load(Path(path).expanduser().read_text(), loader) for path in paths]
-    return {str(one["name"]) for words in files for one in words.get("contexts") or ()}
 
 
 def _in_cluster(configuration: "Configuration") -> "Configuration":
