@@ -1,21 +1,24 @@
 """Every command of README and guides that needs a cluster, as a person on a laptop types it."""
 
+import contextlib
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubernetes_lab import ADMIN, CACHE, IMAGE, Kubernetes
+from kubernetes_lab import ADMIN, CACHE, IMAGE, Kubernetes, inside
 
 import blocks
-from pod import inside
 from tpvpn.kube import manifest
 
 NAMESERVER = "10.131.0.250"
 """A laptop's own, which nobody answers."""
 WEB = blocks.ROOT / "docs" / "guides" / "first-use.md"
 PAGES = [page for page in blocks.PAGES if blocks.script(page, "cluster") and page != WEB]
+BESIDE_A_VPN = [page for page in blocks.PAGES if blocks.script(page, "cluster, vpn")]
 
 
 class Person:
@@ -23,7 +26,7 @@ class Person:
 
     def __init__(self, cluster: Kubernetes, directory: Path, where: str, namespace: str) -> None:
         self._directory, self._where = directory, where
-        kubeconfig = directory / "kubeconfig"
+        kubeconfig = directory / f"{namespace}.kubeconfig"
         kubeconfig.write_text(ADMIN.read_text())
         path = f"{Path(sys.executable).parent}:{CACHE / 'bin'}:{os.environ['PATH']}"
         self._environment = {**os.environ, "HOME": str(directory), "KUBECONFIG": str(kubeconfig), "PATH": path}
@@ -31,21 +34,46 @@ class Person:
 
     def types(self, script: str) -> str:
         """Run it; what it printed. The image is the test cluster's own, which cannot pull any."""
-        script = script.replace(manifest.IMAGE, IMAGE)
-        for command in ("connect", "run"):
-            script = script.replace(f"tpvpn {command} ", f"tpvpn {command} --image {IMAGE} ")
-            script = script.replace(f"tpvpn {command}\n", f"tpvpn {command} --image {IMAGE}\n")
+        script = re.sub(r"tpvpn (connect|run)(?=\s)", rf"\g<0> --image {IMAGE}", script.replace(manifest.IMAGE, IMAGE))
         return blocks.run(script, *inside(self._where), environment=self._environment, directory=self._directory)
+
+    @contextlib.contextmanager
+    def manager(self) -> Iterator[None]:
+        """A manager that is there for all sessions, since another terminal's command uses it."""
+        command = [
+            *inside(self._where),
+            "tpvpn",
+            "run",
+            "--image",
+            IMAGE,
+            "--",
+            "sh",
+            "-c",
+            "echo ready; exec sleep 900",
+        ]
+        with subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE) as running:
+            assert running.stdout
+            assert running.stdout.readline() == b"ready\n"
+            yield
+            running.terminate()
 
 
 @pytest.fixture(scope="module")
-def person(cluster: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
-    """Who has read the first guide as far as the service `web`."""
+def laptop(cluster: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A home, and where commands run that have an /etc of their own."""
     directory = tmp_path_factory.mktemp("person")
-    with cluster.own_files(directory, NAMESERVER) as where, cluster.namespace("guides") as namespace:
-        person = Person(cluster, directory, where, namespace)
+    with cluster.own_files(directory, NAMESERVER) as where:
+        yield directory, where
+
+
+@pytest.fixture(scope="module")
+def person(cluster: Kubernetes, laptop: tuple[Path, str]) -> Iterator[Person]:
+    """Who has read the first guide as far as the service `web`."""
+    with cluster.namespace("guides") as namespace:
+        person = Person(cluster, *laptop, namespace)
         person.types("".join(block for _, block in blocks.blocks(WEB) if block.startswith("kubectl create deployment")))
-        yield person
+        with person.manager():
+            yield person
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -53,16 +81,15 @@ def test_a_page(person: Person, page: Path) -> None:
     person.types(blocks.script(page, "cluster"))
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in blocks.PAGES if blocks.script(page, "cluster, vpn")], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", BESIDE_A_VPN, ids=lambda page: page.name)
 def test_a_page_beside_a_vpn(cluster: Kubernetes, person: Person, page: Path) -> None:
     with cluster.private_route("10.0.0.0/8"):
         told = person.types(blocks.script(page, "cluster, vpn"))
     assert "connect would refuse: 2 of 2 subnets in conflict with private routes." in told
 
 
-def test_first_use(person: Person) -> None:
-    """From the plan to a pod's web page, and out again; it is the last, since it takes `web` away."""
-    told = person.types("kubectl delete service,deployment web\n" + blocks.script(WEB, "cluster"))
+def test_first_use(cluster: Kubernetes, laptop: tuple[Path, str]) -> None:
+    """From the plan to a pod's web page, and out again, in a namespace that has nothing."""
+    with cluster.namespace("first-guide") as namespace:
+        told = Person(cluster, *laptop, namespace).types(blocks.script(WEB, "cluster"))
     assert told.count("<title>Directory listing for /</title>") == 3
