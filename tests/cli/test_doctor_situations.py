@@ -211,7 +211,7 @@ def test_a_server_that_refuses_behind_a_vpns_route(laptop: Laptop, server: ApiSe
     """The lab's VPN has 10.0.0.0/8, and hosts there on which no API server listens."""
     cluster = {"server": "https://10.20.0.99:6443"}
     found = ill(doctor(laptop, kubeconfig=server.kubeconfig(tmp_path / "k", cluster=cluster)))
-    named(found, "api-server", "failure", "cannot reach the API server https://10.20.0.99:6443", "VPN")
+    named(found, "api-server", "failure", "cannot reach the API server https://10.20.0.99:6443: ", "VPN")
     named(found, "api-route", "warning", "10.0.0.0/8 via 10.8.0.1 dev tun0 (openvpn", "leave 10.20.0.99 out")
 
 

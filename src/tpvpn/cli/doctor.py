@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.redact_names and not arguments.bundle:
         raise UsageError("--redact-names is for a bundle: give --bundle FILE too")
     seen = rooted(os.geteuid() == 0)
+    if arguments.bundle and os.path.lexists(arguments.bundle):
+        raise UsageError(f"--bundle {arguments.bundle} is there already: name a file that is not")
     wishes = _wishes(arguments)
     found = asyncio.run(examine(wishes, seen))
     if arguments.bundle:

@@ -107,7 +107,7 @@ def of_api_server(reached: Reached, ways: Sequence[tuple[str, Way]]) -> Iterator
     elif reached.trouble == "unreachable":
         yield Check(
             "api-server",
-            _sentence(reached.error),
+            reached.error.partition(": is the VPN")[0],
             f"see that the VPN that leads to it is up, and it runs: `curl -k {reached.server}/version`",
         )
     else:
