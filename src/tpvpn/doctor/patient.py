@@ -178,15 +178,18 @@ async def _asked(cluster: "Cluster") -> Reached:
         proxy = proxy_of(cluster)
     except ClusterError as error:
         return Reached("unreachable", str(error), cluster.context, cluster.server)
-    addresses, seconds = await _dialled(cluster)
-    trouble: Trouble = ""
-    said = ""
+    (addresses, seconds), (trouble, said) = await asyncio.gather(_dialled(cluster), _requested(cluster))
+    name = "" if proxy is None else f"{proxy.hostname}:{proxy.port or 80}"
+    return Reached(trouble, said, cluster.context, cluster.server, name, addresses, seconds)
+
+
+async def _requested(cluster: "Cluster") -> tuple[Trouble, str]:
+    """What is amiss with a request, and the error's text."""
     try:
         await cluster.get("/api")
     except ClusterError as error:
-        trouble, said = _trouble_of(error, "unreachable"), str(error)
-    name = "" if proxy is None else f"{proxy.hostname}:{proxy.port or 80}"
-    return Reached(trouble, said, cluster.context, cluster.server, name, addresses, seconds)
+        return _trouble_of(error, "unreachable"), str(error)
+    return "", ""
 
 
 async def _dialled(cluster: "Cluster") -> tuple[list[str], float | None]:
