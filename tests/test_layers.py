@@ -17,6 +17,7 @@ LAYERS = {
     "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
     "dns.policy": 1, "dns.answers": 1, "dns.cache": 1, "dns.advice": 1,
     "dns.system": 2, "dns.names": 2, "dns.ask": 2, "dns.resolved": 2, "dns.file": 2, "dns.marker": 2, "dns.shown": 2,
+    "dns.neighbours": 2,
     "dns.exchange": 3, "dns.upstream": 3, "dns.tcp": 3, "dns.server": 3,
     "firewall": 1, "firewall.expressions": 2, "firewall.nftables": 2, "firewall.read": 2,
     "helper": 3, "transport": 3, "link": 3, "bundle": 3, "heartbeat": 3, "pump": 3, "tunnel": 3, "manager": 3,

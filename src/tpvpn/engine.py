@@ -7,8 +7,9 @@ the kernel goes through the helper, which undoes it when this process ends, howe
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,12 @@ from tpvpn.host_resolver import Mode
 from tpvpn.keeper import Keeper, Patience
 from tpvpn.namer import Namer
 from tpvpn.place import HERE, Place
-from tpvpn.proto.session import Held, Offer, Terms
+from tpvpn.proto.session import SPACE4, SPACE6, Held, Offer, Terms, address_in
 from tpvpn.route.changes import Changes
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Request
 from tpvpn.router import Router
+from tpvpn.rundir import DEFAULT_NAME
 from tpvpn.talkers import Talkers
 from tpvpn.transport.stream import Dialler, Stream
 from tpvpn.tun import Tun
@@ -112,7 +114,7 @@ class Engine:
         self._held: Held | None = None
         self._tun: Tun | None = None
         self._router = Router(settings.wishes.request, events, place.kernel)
-        self._namer = Namer(settings.dns, settings.wishes.naming, events.say, place.resolver)
+        self._namer = Namer(settings.name, settings.dns, settings.wishes.naming, events.say, place)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connect, set `ready`, and go on until cancelled. Errors: every TpvpnError, with nothing left behind."""
@@ -177,6 +179,9 @@ class Engine:
             offer, secret = Offer(settings.client, offloads=vnet.names(vnet.Offload.ALL)), None
             if had := self._held:
                 offer, secret = had.wanted(offer, number), had.secret
+            elif settings.name != DEFAULT_NAME:  # managers of one name, in two clusters, draw from the same block
+                ipv4, ipv6 = (address_in(space, secrets.randbits(128)) for space in (SPACE4, SPACE6))
+                offer = replace(offer, ipv4=ipv4, ipv6=ipv6)
             held, early = await shake_hands(stream, early, settings.transport.token, offer, secret)
             settings.wishes.learn(held.terms.facts)
         except BaseException:
@@ -202,6 +207,7 @@ class Engine:
         """Open the TUN with the addresses that the manager gave, and let packets flow."""
         if silent := terms.without_ping:
             self._say(f"warning: no ping over {silent}: its pod would need the sysctl net.ipv4.ping_group_range")
+        await self._namer.announce(self._helper, self._claimed.table, terms.facts)
         self._tun, self._addresses = tun, _ = await self._helper.open_tun(
             mtu=terms.mtu,
             addresses=_addresses(terms),

@@ -7,25 +7,27 @@ by itself (`auto`): what does not work is said, and shown by `status`.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from tpvpn.dns.exchange import Exchange
-from tpvpn.dns.policy import DOMAIN, Decision, Naming, Policy, domain_of
+from tpvpn.dns.policy import DOMAIN, Decision, Naming, Neighbour, Policy, domain_of, own_suffix
 from tpvpn.dns.server import Server
 from tpvpn.dns.shown import shown
 from tpvpn.dns.upstream import Upstream
 from tpvpn.errors import TpvpnError
 from tpvpn.helper.client import HelperClient
-from tpvpn.host_resolver import HostResolver, Mode
-from tpvpn.place import MakeResolver, Resolver
+from tpvpn.host_resolver import Mode
+from tpvpn.place import HERE, Place, Resolver
 from tpvpn.route.verdict import Plan
 from tpvpn.talkers import reverse_name, service_name
 from tpvpn.wire.dns import AAAA, PTR, A
 
 SETTLE = 0.2
 """Seconds: what changes together is told to the host's resolver at once."""
+OURS = "short ones are this session's too from now on, which is the first one now"
 RETRY = 5.0
 """Seconds after the host's resolver could not be told until it is tried again."""
 
@@ -34,19 +36,38 @@ class Namer:
     """The names of one session."""
 
     def __init__(
-        self, mode: Mode, naming: Naming, say: Callable[[str], None], resolver: MakeResolver = HostResolver
+        self, session: str, mode: Mode, naming: Naming, say: Callable[[str], None], place: Place = HERE
     ) -> None:
+        self._session, self._place = session, place
         self._mode: Mode = mode
-        self._make_resolver = resolver
         self._say = say
         self.exchange = Exchange()
         self._upstream = Upstream()
-        self._policy = Policy(naming)
+        self._policy = Policy(naming, own=own_suffix(session))
+        self._neighbours: Callable[[], tuple[Neighbour, ...]] = tuple
+        self._announce: Callable[[Sequence[str]], Awaitable[None]] | None = None
+        self._announced: Sequence[str] = ()
         self._server: Server | None = None
         self._host: Resolver | None = None
         self._told: tuple[Sequence[str], Sequence[str]] = ((), ())
         self._stale, self._attached = asyncio.Event(), asyncio.Event()
         self._own: tuple[str, ...] = ()
+
+    async def announce(self, helper: HelperClient, table: int, facts: Mapping[str, Any]) -> None:
+        """Heed other sessions' suffixes from now on, and tell them of ours, by what the manager sees in its pod.
+
+        To be done before there is a device: when one comes or goes, they look. Who is not asked for names has none.
+        """
+        if self._mode == "off":
+            return
+        self._neighbours, self._announce = partial(self._place.neighbours, self._session, table), helper.announce
+        self._learn(facts)
+        await self._keep_announced()
+
+    async def _keep_announced(self) -> None:
+        if self._announce and self._announced != (ours := self._policy.announced()):
+            await self._announce(ours)
+            self._announced = ours
 
     async def start(self, helper: HelperClient, own: Sequence[str]) -> None:
         """Answer at the device's own addresses, and have the host ask there. Errors: PrivilegeError, UsageError."""
@@ -57,9 +78,12 @@ class Namer:
             if self._mode not in ("auto", "off"):
                 raise
             self._say(f"warning: the cluster's names do not work: {error}")
+            if self._announce:
+                await self._announce(())
+                self._announce = None
             return
         self._server = Server(sockets, self.exchange, self._upstream, self._decide)
-        self._host = self._make_resolver(helper, self._mode, own, self._say)
+        self._host = self._place.resolver(helper, self._mode, own, self._say)
         self._told = self._policy.search(), self._policy.routing_domains()
         await self._host.start(*self._told)
         self._refresh()
@@ -77,11 +101,14 @@ class Namer:
 
     def attach(self, ask: Callable[[int, bytes], None], facts: Mapping[str, Any]) -> None:
         """Questions go by this link from now on; the manager's facts say what the cluster's domain is."""
+        self._learn(facts)
+        self.exchange.attach(ask)
+        self._attached.set()
+
+    def _learn(self, facts: Mapping[str, Any]) -> None:
         text = facts.get("resolv_conf")
         domain = domain_of(text) if isinstance(text, str) else None
         self._change(replace(self._policy, domain=domain or DOMAIN))
-        self.exchange.attach(ask)
-        self._attached.set()
 
     def detach(self) -> None:
         """The link is lost: questions wait for the next one as long as their clients do."""
@@ -96,15 +123,21 @@ class Namer:
         self._change(self._policy.following(plan))
 
     def _change(self, changed: Policy) -> None:
-        if changed != self._policy:
-            self._policy = changed
+        if self._set(changed):
             self._refresh()
             self._stale.set()
+
+    def _set(self, changed: Policy) -> bool:
+        """Decide by this from now on, beside the sessions that there are now; whether it is another policy."""
+        before, self._policy = self._policy, replace(changed, neighbours=self._neighbours())
+        if (theirs := self._policy.yielded) != before.yielded:
+            self._say(f"names: {theirs or OURS}")
+        return self._policy != before
 
     def _refresh(self) -> None:
         """Let the stub know what holds now."""
         if self._server and self._host:
-            self._policy = replace(self._policy, claimed=self._host.claimed)
+            self._set(replace(self._policy, claimed=self._host.claimed))
             self._upstream.set(self._host.servers)
             self._server.domain = self._policy.domain
             self._server.virtual = self._policy.virtual
@@ -139,9 +172,10 @@ class Namer:
             await asyncio.sleep(SETTLE)
             self._stale.clear()
             wanted = self._policy.search(), self._policy.routing_domains()
-            if wanted == self._told:
-                continue
             try:
+                await self._keep_announced()
+                if wanted == self._told:
+                    continue
                 await host.update(*wanted)
                 self._told = wanted
             except (TpvpnError, OSError) as error:
@@ -162,7 +196,7 @@ class Namer:
     @property
     def summary(self) -> str:
         """How programs come to the names, in words."""
-        return f"below {self._policy.domain} by {self._host.status()['mode']}" if self._host else "off"
+        return f"below {self._policy.below} by {self._host.status()['mode']}" if self._host else "off"
 
     def status(self) -> dict[str, Any]:
         """The names' part of a session's status."""
@@ -170,6 +204,9 @@ class Namer:
         shown: dict[str, Any] = {
             "domain": policy.domain,
             "namespace": policy.naming.namespace,
+            "suffix": policy.own,
+            "below": policy.below,
+            "first": policy.first.name if policy.first else None,
             "search": list(policy.search()),
             "domains": list(policy.routing_domains()),
             "listening": list(self._own) if self._server else [],
@@ -186,14 +223,15 @@ class Namer:
             if self._server:
                 _, answer = await self._server.resolve(reverse_name(address), PTR)
                 if records := shown(answer or b"").records:
-                    return service_name(records[0].rsplit(" ", 1)[1], self._policy.domain)
+                    return service_name(records[0].rsplit(" ", 1)[1], self._policy.below)
         return None
 
     async def explain(self, name: str) -> dict[str, Any]:
         """What becomes of a name: the decision, and what the one that is asked answers."""
         name = name.lower().rstrip(".")
         decision = self._decide(name, A)
-        told: dict[str, Any] = {"name": name, **asdict(decision), "server": None, "rcode": None}
+        told: dict[str, Any] = {"name": name, "session": self._session, **asdict(decision)}
+        told |= {"server": None, "rcode": None}
         records, addresses = dict[str, None](), list[str]()
         if self._server and self._host:
             asked = {"cluster": "the cluster's resolver", "elsewhere": ", ".join(self._host.servers)}

@@ -1,13 +1,15 @@
 """Where a session works: on this host, or in a network namespace of its own (`sandbox`).
 
 It is no more than the doors that differ: who looks at the kernel's routes and hears of their changes, who leads names
-to the session, and who puts right what a helper that was ended has left.
+to the session, who puts right what a helper that was ended has left, and which other sessions have names there.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tpvpn.dns.neighbours import neighbours
+from tpvpn.dns.policy import Neighbour
 from tpvpn.helper.client import HelperClient, clean_up
 from tpvpn.host_resolver import HostResolver, Mode
 from tpvpn.route import netlink
@@ -74,6 +76,7 @@ class Place:
     changes: Callable[[], Changes] = Changes
     resolver: MakeResolver = HostResolver
     clean_up: Callable[[], Awaitable[object]] = _clean_up
+    neighbours: Callable[[str, int], tuple[Neighbour, ...]] = neighbours
 
 
 HERE = Place()

@@ -46,6 +46,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
                         "relation": conflict.relation,
                         "allowed": conflict.allowed,
                     }
+                    | ({"session": conflict.session} if conflict.session else {})
                     for conflict in subnet.conflicts
                 ],
             }
@@ -138,10 +139,10 @@ RELATIONS = {"covers": "inside", "inside": "holds", "equal": "equals"}
 def route_of(conflict: Conflict) -> str:
     """A private route with its device, owner, gateway and table, or an IPsec policy."""
     if conflict.table == 0:
-        return f"the IPsec policy for {conflict.route} ({conflict.owner})"
+        return f"the IPsec policy for {conflict.route} ({conflict.whose})"
     gateway = f" via {conflict.gateway}" if conflict.gateway else ""
     table = TABLE_NAMES.get(conflict.table, str(conflict.table))
-    return f"{conflict.route}{gateway} dev {conflict.device or '?'} ({conflict.owner}, table {table})"
+    return f"{conflict.route}{gateway} dev {conflict.device or '?'} ({conflict.whose}, table {table})"
 
 
 def shorten(items: list[str]) -> list[str]:

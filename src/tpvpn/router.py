@@ -290,8 +290,11 @@ def has_ipv6_address(view: View, device: str) -> bool:
 
 
 def see(view: View, seen: Seen) -> View:
-    """The view with what only root may see."""
-    links = tuple(replace(link, holder=seen.holders.get(link.name)) for link in view.links)
+    """The view with what only root may see, and with the sessions whose devices are there."""
+    session = {one.device: one.name for one in rundir.sessions()}
+    links = tuple(
+        replace(link, holder=seen.holders.get(link.name), session=session.get(link.name)) for link in view.links
+    )
     return replace(view, links=links, policies=seen.policies, warnings=(*view.warnings, *seen.warnings))
 
 
@@ -313,7 +316,7 @@ def reason(new: Subnet, was: Subnet | None) -> str:
 def against(subnet: Subnet) -> str:
     """What of others is in the way of a subnet, in words: "10.0.0.0/8 on tun0 (openvpn)"."""
     found = [one for one in subnet.conflicts if not one.allowed]
-    shown = [f"{one.route} on {one.device or 'an IPsec policy'} ({one.owner})" for one in found[:SHOWN]]
+    shown = [f"{one.route} on {one.device or 'an IPsec policy'} ({one.whose})" for one in found[:SHOWN]]
     return ", ".join([*shown, f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else shown)
 
 

@@ -9,6 +9,7 @@ helper, and everyone may look:
       NETNS/                     the inode of the network namespace: each sees its own sessions only
         NAME/          0755
           session      0644      who runs it, as JSON
+          names        0644      the suffixes below which it has names, for other sessions, as JSON
           journal      0600      locked while its helper lives (see journal)
           control/     0700      the user's, for the control socket
 """
@@ -18,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tpvpn.errors import UsageError
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,10}")
+_NAMES = "names"
 _DEVICE_LENGTH = 15
 """IFNAMSIZ less its NUL."""
 
@@ -179,13 +181,32 @@ def create(name: str) -> Path:
 
 def write(session: Session, gid: int) -> None:
     """Tell everyone about the session, and give its user a part of the directory (root, under lock and journal)."""
-    new = session.directory / "session.new"
-    new.write_text(encode(session) + "\n")
-    new.chmod(0o644)
-    new.rename(session.directory / "session")
+    (session.directory / _NAMES).unlink(missing_ok=True)
+    _publish(session.directory / "session", encode(session))
     shutil.rmtree(session.control, ignore_errors=True)
     session.control.mkdir(mode=0o700)
     os.chown(session.control, session.uid, gid)
+
+
+def _publish(file: Path, line: str) -> None:
+    """Put a file there that everyone may read, whole."""
+    new = file.with_suffix(".new")
+    new.write_text(line + "\n")
+    new.chmod(0o644)
+    new.rename(file)
+
+
+def announce(name: str, suffixes: Sequence[str]) -> None:
+    """Tell everyone below which suffixes the session has names (root)."""
+    _publish(directory(name) / _NAMES, json.dumps(suffixes))
+
+
+def announced(name: str) -> tuple[str, ...] | None:
+    """The suffixes below which the session has names; None when it has said nothing of names."""
+    try:
+        return tuple(map(str, json.loads((directory(name) / _NAMES).read_text(errors="replace"))))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def remove(name: str) -> None:

@@ -78,6 +78,25 @@ def test_an_alias_comes_first(kind: str, edns: bool) -> None:
     assert read.flags == said.flags & ~dns.flags.AD
 
 
+@pytest.mark.parametrize("kind", RECORDS)
+def test_another_suffix_stands_in_the_answer(kind: str) -> None:
+    """In every name that is below the first, also in data; what is asked for by its whole name needs no alias then."""
+    suffixes = ((b"cluster", b"local"), (b"staging",))
+    said = answer(FULL, kind, RECORDS[kind], authority=RECORDS["SOA"])
+    said.additional.append(dns.rrset.from_text("Pod-0." + FULL, 30, "IN", "A", "192.0.2.7"))
+    full = FULL.replace("cluster.local", "staging")
+    for name in ("db.shop.", full):
+        read = dns.message.from_wire(answers.alias(said.to_wire(), query(name, kind), suffixes))
+        alias = [] if name == full else [f"{name} 30 IN CNAME {full}"]
+        data = RECORDS[kind] if kind == "NAPTR" else RECORDS[kind].replace("cluster.local.", "staging.")
+        assert [rrset.to_text() for rrset in read.answer] == [
+            *alias,
+            dns.rrset.from_text(full, 30, "IN", kind, data).to_text(),
+        ]
+        assert str(read.authority[0].name) == "staging."
+        assert str(read.additional[0].name) == f"Pod-0.{full}"
+
+
 @pytest.mark.parametrize(("rcode", "authority"), [(0, RECORDS["SOA"]), (3, RECORDS["SOA"]), (2, ""), (5, "")])
 def test_an_alias_of_nothing_keeps_what_was_said(rcode: int, authority: str) -> None:
     said = answer(FULL, "A", rcode=rcode, authority=authority)

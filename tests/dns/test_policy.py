@@ -1,12 +1,24 @@
 """Which names go to the cluster, and under which name: a table, and what holds for every name."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpvpn.dns.policy import Naming, Policy, domain_of, host_of, is_below, public_domains, reverse_name, zones
+from tpvpn.dns.policy import (
+    Naming,
+    Neighbour,
+    Policy,
+    domain_of,
+    host_of,
+    is_below,
+    own_suffix,
+    public_domains,
+    reverse_name,
+    zones,
+)
 from tpvpn.route.prefix import Prefix
 from tpvpn.wire.dns import DNSKEY, DS, NS, SOA, A
 
@@ -222,6 +234,80 @@ def test_the_domain_of_a_pod(text: str, domain: str | None) -> None:
 def test_other_settings(policy: Policy, name: str, where: str, asked: str | None) -> None:
     decision = policy.decide(name, A)
     assert (decision.where, decision.asked) == (where, asked), decision.because
+
+
+FIRST = Policy(
+    Naming(
+        "backend",
+        ("backend", "staging"),
+        include=("corp.example",),
+        mappings=(("db", "db.backend"), ("pay", "192.0.2.7")),
+    ),
+    own="default.tpvpn",
+    neighbours=(Neighbour("staging", ("cluster.local", "corp.example", "db"), False),),
+)
+SECOND = replace(
+    FIRST, own="staging", neighbours=(Neighbour("default", ("cluster.local", "corp.example", "db"), True),)
+)
+THERE = "web.backend.svc.cluster.local"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        # asked in the cluster of the first session, or of the second, or of neither: as what
+        ("web", THERE, None),
+        ("web.backend", THERE, None),
+        ("web.backend.svc", THERE, None),
+        (THERE, "itself", None),
+        ("x.corp.example", "itself", None),
+        ("db", "db.backend.svc.cluster.local", None),
+        ("web.staging", None, THERE),  # a namespace gives way to another session's suffix
+        ("web.staging.svc", "web.staging.svc.cluster.local", None),
+        ("web.backend.staging", None, THERE),
+        ("web.backend.svc.staging", None, THERE),
+        (f"{THERE}.staging", None, THERE),
+        ("_sql._tcp.db.backend.svc.staging", None, "_sql._tcp.db.backend.svc.cluster.local"),
+        ("10-132-0-10.backend.pod.staging", None, "10-132-0-10.backend.pod.cluster.local"),
+        ("web.dev.staging", None, "web.dev.svc.cluster.local"),  # no name elsewhere ends so
+        ("svc.staging", None, "svc.backend.svc.cluster.local"),
+        ("web.backend.default.tpvpn", THERE, None),
+        ("wpad.staging", None, None),
+        ("web.tpvpn", None, None),
+        ("www.example.com", None, None),
+    ],
+)
+def test_of_two_sessions_one_has_a_name(name: str, first: str | None, second: str | None) -> None:
+    for policy, asked in ((FIRST, first), (SECOND, second)):
+        decision = policy.decide(name, A)
+        found = (decision.asked or "itself") if decision.where == "cluster" else None
+        assert found == asked, decision
+        is_own = decision.where == "cluster" and name.endswith(f".{policy.own}")
+        assert decision.below == (policy.own if is_own else None)
+
+
+def test_what_the_hosts_resolver_is_told_of_two_sessions() -> None:
+    assert FIRST.routing_domains()[:4] == ("cluster.local", "default.tpvpn", "svc", "pod")
+    assert "backend" in FIRST.routing_domains() and "staging" not in FIRST.routing_domains()
+    assert SECOND.routing_domains() == ("staging", "pay"), "and what the first one has not"
+    assert FIRST.search() and not SECOND.search()
+    routed = replace(SECOND, subnets=(Prefix.parse("10.140.0.0/16"),))
+    assert "140.10.in-addr.arpa" in routed.routing_domains()
+    assert routed.decide("80.0.140.10.in-addr.arpa", A).below == "staging", "the answer names it by the second's suffix"
+    other = replace(SECOND, domain="k8s.example")
+    assert other.routing_domains()[0] == "k8s.example"
+    assert other.decide("web.backend.svc.k8s.example", A).where == "cluster"
+    vpn = replace(SECOND, claimed=("staging",))
+    assert vpn.decide("web.staging", A).where == "elsewhere" and "staging" not in vpn.routing_domains()
+
+
+@pytest.mark.parametrize(
+    ("session", "suffix"),
+    [("staging", "staging"), ("eu-1", "eu-1")]
+    + [(one, f"{one}.tpvpn") for one in ("default", "dev", "prod", "svc", "pod", "local", "tpvpn", "7")],
+)
+def test_a_sessions_own_suffix(session: str, suffix: str) -> None:
+    assert own_suffix(session) == suffix
 
 
 def test_routing_domains_are_in_order_and_bounded() -> None:

@@ -438,6 +438,7 @@ GARBAGE = [
     b'{"request": "open_dns"}',
     b'{"request": "open_dns", "port": 80}',
     b'{"request": "set_resolved", "search": [], "domains": []}',
+    b'{"request": "announce", "suffixes": ["a b"]}',
     b'{"request": "set_resolved", "search": [], "domains": [], "device": "lo"}',
     b'{"request": "set_resolved", "domains": []}',
     b'{"request": "set_resolved", "search": [], "domains": [' + b'"a.example",' * 500 + b'"a.example"]}',

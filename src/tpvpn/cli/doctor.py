@@ -33,7 +33,7 @@ def add_parser(commands: Commands) -> None:
         "and the way to it, what you may do there, the manager, subnets, names, VPNs, firewalls, what killed sessions "
         "left. Changes nothing, needs no privilege; as root it sees firewalls too. Exit code 1: something failed.",
     )
-    parser.add_argument("--name", default="default", help="name of the session (default: default)")
+    parser.add_argument("--name", help="the session's name (default: the one that runs)")
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
     parser.add_argument(
         "--bundle",
@@ -53,9 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     import asyncio
 
     from tpvpn import rundir
+    from tpvpn.cli.chosen import the_one
     from tpvpn.doctor.examine import examine
     from tpvpn.doctor.patient import rooted
 
+    if arguments.name is None:
+        session = the_one(None)
+        arguments.name = session.name if session else rundir.DEFAULT_NAME
     rundir.directory(arguments.name)  # UsageError of a name that is none
     if arguments.redact_names and not arguments.bundle:
         raise UsageError("--redact-names is for a bundle: give --bundle FILE too")

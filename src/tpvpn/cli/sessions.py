@@ -24,27 +24,15 @@ def add_parsers(commands: Commands) -> None:
     status.add_argument("--watch", "-w", action="store_true", help="show them again and again, until Ctrl-C")
     status.set_defaults(run=_status)
     quit = commands.add_parser("quit", help="end a session, leaving nothing behind")
-    quit.add_argument("--name", help="the session's name (default: the one that runs)")
+    which = quit.add_mutually_exclusive_group()
+    which.add_argument("--name", help="the session's name (default: the one that runs)")
+    which.add_argument("--all", action="store_true", help="end all sessions that run here")
     quit.set_defaults(run=_quit)
 
 
-def _running(name: str | None) -> "list[Session]":
-    """The sessions that run; of a name, the one that has it. UsageError when that does not run, or is no name."""
-    from tpvpn import rundir
-    from tpvpn.errors import UsageError
-
-    running = rundir.sessions()
-    if name is None:
-        return running
-    rundir.directory(name)  # whether it is a name
-    named = [one for one in running if one.name == name]
-    if not named:
-        others = ", ".join(one.name for one in running)
-        raise UsageError(f"no session {name} runs here" + (f": those that run are {others}" if others else ""))
-    return named
-
-
 def _status(arguments: argparse.Namespace) -> int:
+    from tpvpn.cli.chosen import running
+
     if arguments.watch:
         from tpvpn import rundir
         from tpvpn.cli.watching import watch
@@ -53,13 +41,13 @@ def _status(arguments: argparse.Namespace) -> int:
             return _ask(one for one in rundir.sessions() if arguments.name in (None, one.name))
 
         return watch(look, _text if arguments.output == "text" else None)
-    running = _running(arguments.name)
-    answers, unanswered = _ask(running, strict=bool(arguments.name))
+    found = running(arguments.name)
+    answers, unanswered = _ask(found, strict=bool(arguments.name))
     for line in unanswered:
         say(line)
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
-    elif not running:
+    elif not found:
         print("no session runs here")
     for answer in answers if arguments.output == "text" else []:
         print(_text(answer))
@@ -95,9 +83,11 @@ def _text(status: dict[str, Any]) -> str:
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
     names = status["dns"]
+    below = f"{names['domain']} and {names['suffix']}"
+    if names["first"]:
+        below = f"{names['suffix']} (session {names['first']} was there first)"
     lines.append(
-        f"  names     below {names['domain']}, of namespace {names['namespace']}, by {names['mode']}"
-        f" ({names['because']})"
+        f"  names     below {below}, of namespace {names['namespace']}, by {names['mode']} ({names['because']})"
     )
     lines += [f"  warning   {warning}" for warning in names["warnings"]]
     for subnet in status["plan"]["subnets"]:
@@ -111,15 +101,33 @@ def _text(status: dict[str, Any]) -> str:
 
 
 def _quit(arguments: argparse.Namespace) -> int:
-    from tpvpn.control import ask
+    from tpvpn.cli.chosen import running, the_one
     from tpvpn.errors import TpvpnError, UsageError
 
-    running = _running(arguments.name)
-    if not running:
-        raise UsageError("no session runs here")
-    if len(running) > 1:
-        raise UsageError(f"several sessions run: name one with --name ({', '.join(one.name for one in running)})")
-    (session,) = running
+    if not arguments.all:
+        session = the_one(arguments.name)
+        if session is None:
+            raise UsageError("no session runs here")
+        _end(session)
+        return 0
+    found, failed = running(None), list[tuple[str, TpvpnError]]()
+    if not found:
+        print("no session runs here", file=sys.stderr)
+    for session in reversed(found):  # the youngest first: none has to take over what another gives up
+        try:
+            _end(session)
+        except TpvpnError as error:  # another user's, for example: the others end all the same
+            failed.append((session.name, error))
+    if failed:
+        raise type(failed[0][1])("; ".join(f"session {name} goes on: {error}" for name, error in failed))
+    return 0
+
+
+def _end(session: "Session") -> None:
+    """End a session, and wait until nothing of it is there."""
+    from tpvpn.control import ask
+    from tpvpn.errors import TpvpnError
+
     ask(session.directory, "quit")
     deadline = time.monotonic() + QUIT_TIMEOUT
     while session.directory.exists() or _is_there(session.device):  # the device goes last
@@ -127,7 +135,6 @@ def _quit(arguments: argparse.Namespace) -> int:
             raise TpvpnError(f"session {session.name} (process {session.pid}) does not end: end it with `kill`")
         time.sleep(0.02)
     print(f"session {session.name} has ended", file=sys.stderr)
-    return 0
 
 
 def _is_there(device: str) -> bool:

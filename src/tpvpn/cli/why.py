@@ -8,15 +8,16 @@ import contextlib
 import json
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpvpn.cli import Commands
 from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
-from tpvpn.errors import UsageError
+from tpvpn.errors import TpvpnError, UsageError
 
 if TYPE_CHECKING:
     from tpvpn.route.verdict import Plan
+    from tpvpn.rundir import Session
 
 
 def add_parser(commands: Commands) -> None:
@@ -26,11 +27,11 @@ def add_parser(commands: Commands) -> None:
         help="say where an address or a name goes, and why",
         description="Say where packets to an address go, now and without tpvpn: by which rule, table and route, whose "
         "that is, to which subnet of the cluster the address belongs, and what would change it; of a name first who is "
-        "asked for it, and what the answer is. Asks the session that runs, or makes a plan from the flags. Changes "
+        "asked for it, and what the answer is. Asks the sessions that run, or makes a plan from the flags. Changes "
         "nothing, needs no privilege.",
     )
     parser.add_argument("target", metavar="ADDRESS|NAME")
-    parser.add_argument("--name", default="default", help="name of the session (default: default)")
+    parser.add_argument("--name", help="the session's name (default: the one that takes the address, or has the name)")
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
     add_routing_flags(parser)
     parser.set_defaults(run=run)
@@ -38,43 +39,74 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what becomes of a name, and the answer for each address of the target; 0."""
-    from tpvpn import rundir
     from tpvpn.cli.loop import run as run_loop
     from tpvpn.privileged import look
     from tpvpn.route.netlink import read_view
     from tpvpn.route.prefix import Prefix
-    from tpvpn.route.why import explain
+    from tpvpn.route.why import explain, taking
     from tpvpn.router import see
 
-    preview = run_loop(_preview(arguments))
-    named = run_loop(_named(arguments, preview))
+    known = run_loop(_known(arguments))
+    named = run_loop(_named(arguments, known))
     addresses: list[str] = named["addresses"] if named else [Prefix.host(arguments.target).address()]
-    plan, source = _plan(arguments, preview)
-    device = rundir.device_name(arguments.name)
-    view = see(run_loop(read_view()), look([Prefix.host(one) for one in addresses], device, ()))
-    answers = [explain(view, address, plan, device, os.getuid()).as_json() for address in addresses]
+    seen, plans = run_loop(read_view()), {device: one.plan for device, one in known.items()}
+    answers, sources = list[dict[str, Any]](), dict[str, None]()
+    for host in map(Prefix.host, addresses):
+        device = taking(seen, host, plans)
+        view = see(seen, look([host], device, ()))
+        answers.append(explain(view, host.address(), plans[device], device, os.getuid()).as_json())
+        sources[known[device].source] = None
+    source = " and ".join(sources or dict.fromkeys(one.source for one in known.values()))
+    if "the flags" not in source:
+        source += ", which runs" if " and " not in source else ", which run"
     if arguments.output == "json":
-        print(
-            json.dumps(
-                {
-                    "schema": "tpvpn.why/1",
-                    "target": arguments.target,
-                    "plan": source,
-                    "name": named,
-                    "answers": answers,
-                },
-                indent=2,
-            )
-        )
+        shown = {"schema": "tpvpn.why/1", "target": arguments.target, "plan": source, "name": named, "answers": answers}
+        print(json.dumps(shown, indent=2))
     else:
         print("\n\n".join([*([_name(named)] if named else ()), *(_text(answer) for answer in answers)]))
         print(f"\nThe cluster's subnets are those of {source}.")
     return 0
 
 
-async def _named(arguments: argparse.Namespace, preview: "Plan | None") -> dict[str, Any] | None:
-    """What becomes of a name, as the session that runs says; else as it would with this plan. None: an address."""
+class Known(NamedTuple):
+    """A plan to go by, as its JSON, and whose it is: a session's that runs, or the flags'."""
+
+    source: str
+    plan: dict[str, Any]
+    session: "Session | None" = None
+    flags: "Plan | None" = None
+
+
+async def _known(arguments: argparse.Namespace) -> dict[str, Known]:
+    """The plans to go by, each by the device of its session, the oldest session first."""
     from tpvpn import rundir
+    from tpvpn.cli.chosen import running
+    from tpvpn.control import ask
+    from tpvpn.events import Events
+    from tpvpn.report import as_json
+    from tpvpn.router import Router
+
+    name: str = arguments.name or rundir.DEFAULT_NAME
+    if names_a_cluster(arguments):
+        plan = await Router(routing(arguments), Events()).preview(name)
+        return {rundir.device_name(name): Known("the flags", as_json(plan), flags=plan)}
+    sessions, known = running(arguments.name), dict[str, Known]()
+    for one in sessions:
+        try:
+            known[one.device] = Known(f"session {one.name}", ask(one.directory, "status")["plan"], one)
+        except TpvpnError:
+            if len(sessions) == 1:
+                raise
+    if not known:
+        raise UsageError(
+            f"no session {'that you may ask ' if sessions else ''}runs here, so the cluster's subnets are not known: "
+            "give --service-cidr and/or --pod-cidr"
+        )
+    return known
+
+
+async def _named(arguments: argparse.Namespace, known: dict[str, Known]) -> dict[str, Any] | None:
+    """What becomes of a name, as the session says that has it; else as it would with the flags. None: an address."""
     from tpvpn.control import ask
     from tpvpn.dns.policy import Policy
     from tpvpn.route.prefix import Prefix
@@ -90,9 +122,11 @@ async def _named(arguments: argparse.Namespace, preview: "Plan | None") -> dict[
         name = target.encode("idna").decode().lower().rstrip(".")
     except UnicodeError:
         raise UsageError(f"{target!r} is no address, and not found as a name: this is no name") from None
-    if preview is None:
-        return ask(rundir.directory(arguments.name), f"name {name}")
-    decision = Policy(naming(arguments)).following(preview).decide(name, A)
+    (first, *_) = known.values()
+    if first.flags is None:
+        told = [ask(one.session.directory, f"name {name}") for one in known.values() if one.session]
+        return next((one for one in told if one["where"] != "elsewhere"), told[0])
+    decision = Policy(naming(arguments)).following(first.flags).decide(name, A)
     addresses = (
         [decision.address] if decision.address else await _addresses(name) if decision.where != "nowhere" else []
     )
@@ -104,8 +138,9 @@ def _name(named: dict[str, Any]) -> str:
     from tpvpn.report import wrap
 
     name, asked = named["name"], f" as {named['asked']}" if named["asked"] else ""
+    of = f" of session {named['session']}" if "session" in named else ""
     where = {
-        "cluster": f"is asked in the cluster{asked}",
+        "cluster": f"is asked in the cluster{of}{asked}",
         "elsewhere": f"is asked{asked} of the servers that this host has without tpvpn",
         "nowhere": "is answered with no such name, and asked of nobody",
         "address": f"is {named['address']}, and asked of nobody",
@@ -136,33 +171,6 @@ async def _addresses(name: str) -> list[str]:
     except (OSError, UnicodeError):
         return []
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
-
-
-async def _preview(arguments: argparse.Namespace) -> "Plan | None":
-    """The plan of the flags; None when the session that runs has one."""
-    from tpvpn import rundir
-    from tpvpn.events import Events
-    from tpvpn.router import Router
-
-    if names_a_cluster(arguments):
-        return await Router(routing(arguments), Events()).preview(arguments.name)
-    if rundir.table_of(arguments.name) is None:
-        raise UsageError(
-            f"no session {arguments.name} runs here, so the cluster's subnets are not known: give --service-cidr "
-            "and/or --pod-cidr"
-        )
-    return None
-
-
-def _plan(arguments: argparse.Namespace, preview: "Plan | None") -> tuple[dict[str, Any], str]:
-    """The plan to go by, and whose it is."""
-    from tpvpn import rundir
-    from tpvpn.control import ask
-    from tpvpn.report import as_json
-
-    if preview:
-        return as_json(preview), "the flags"
-    return ask(rundir.directory(arguments.name), "status")["plan"], f"session {arguments.name}, which runs"
 
 
 def _text(answer: dict[str, Any]) -> str:

@@ -150,9 +150,13 @@ def translated(answer: bytes, pairs: Sequence[tuple[Prefix, Prefix]]) -> bytes:
     return bytes(changed)
 
 
-def alias(answer: bytes, query: Query) -> bytes:
-    """The answer to `query` by that of another name: a CNAME to it comes first. MalformedError when it cannot be read,
-    or grows too long.
+Suffixes = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+"""The labels of a suffix, and of the one that is to stand in its place."""
+
+
+def alias(answer: bytes, query: Query, suffixes: Suffixes = ((), ())) -> bytes:
+    """The answer to `query` by that of another name: a CNAME to it comes first, if it still is another one when the
+    suffix of all names in the answer is replaced. MalformedError when it cannot be read, or grows too long.
     """
     asked = dns.question(answer)
     records = list(dns.records(answer, asked.end))
@@ -160,8 +164,11 @@ def alias(answer: bytes, query: Query) -> bytes:
     identity, flags, _, count, *rest = HEADER.unpack_from(answer)
     if count == 0xFFFF:
         raise MalformedError("it has too many answers")
-    writer = _Writer(HEADER.pack(identity, flags & ~AD, 1, count + 1, *rest), query)
-    writer.record(query.question.labels, dns.CNAME, ttl, asked.labels)
+    target = _replaced(asked.labels, suffixes)
+    is_other = _lower(target) != _lower(query.question.labels)
+    writer = _Writer(HEADER.pack(identity, flags & ~AD, 1, count + is_other, *rest), query, suffixes)
+    if is_other:
+        writer.record(query.question.labels, dns.CNAME, ttl, target)
     for one in records:
         writer.copy(answer, one)
     if len(writer.message) > dns.MAX_LENGTH:
@@ -169,10 +176,21 @@ def alias(answer: bytes, query: Query) -> bytes:
     return bytes(writer.message)
 
 
-class _Writer:
-    """Writes a message; a name that was written whole before becomes a pointer."""
+def _lower(labels: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    return tuple(one.lower() for one in labels)
 
-    def __init__(self, header: bytes, query: Query) -> None:
+
+def _replaced(labels: tuple[bytes, ...], suffixes: Suffixes) -> tuple[bytes, ...]:
+    """A name with the second suffix, if it has the first."""
+    old, new = suffixes
+    return labels[: -len(old)] + new if old and _lower(labels[-len(old) :]) == old else labels
+
+
+class _Writer:
+    """Writes a message, each name with the other suffix; one that was written whole before becomes a pointer."""
+
+    def __init__(self, header: bytes, query: Query, suffixes: Suffixes) -> None:
+        self._suffixes = suffixes
         self.message = bytearray(header + query.message[HEADER.size : query.question.end])
         self._places = {dns.wire_name(query.question.labels).lower(): HEADER.size}
 
@@ -186,14 +204,14 @@ class _Writer:
 
     def copy(self, message: bytes, record: dns.Record) -> None:
         """A record of another message."""
-        self._name(dns.read_name(message, record.at)[0])
+        self._name(self._read(message, record.at)[0])
         self.message += message[record.ttl_at - 4 : record.data_at]
         begin, end = len(self.message), record.data_at + record.length
         before, names = _NAMES_IN.get(record.type, (0, 0))
         at = record.data_at + before
         self.message += message[record.data_at : at]
         for _ in range(names if record.length else 0):
-            name, at = dns.read_name(message, at)
+            name, at = self._read(message, at)
             if record.type <= _LAST_COMPRESSED:
                 self._name(name)
             else:
@@ -202,6 +220,13 @@ class _Writer:
             raise MalformedError("a name is longer than its record")
         self.message += message[at:end]
         self._measure(begin)
+
+    def _read(self, message: bytes, at: int) -> tuple[bytes, int]:
+        """A name of another message, as it is to be written, and where it ends there."""
+        name, end = dns.read_name(message, at)
+        if self._suffixes[0]:
+            name = dns.wire_name(_replaced(_labels(name), self._suffixes))
+        return name, end
 
     def _name(self, name: bytes) -> None:
         place = self._places.setdefault(name.lower(), len(self.message))
@@ -213,6 +238,15 @@ class _Writer:
     def _measure(self, begin: int) -> None:
         """Write how long the data is that begins there."""
         self.message[begin - 2 : begin] = (len(self.message) - begin).to_bytes(2)
+
+
+def _labels(name: bytes) -> tuple[bytes, ...]:
+    """The labels of a name without compression."""
+    found, at = list[bytes](), 0
+    while length := name[at]:
+        found.append(name[at + 1 : at + 1 + length])
+        at += 1 + length
+    return tuple(found)
 
 
 def fitted(answer: bytes, limit: int) -> bytes:

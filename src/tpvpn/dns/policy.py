@@ -4,6 +4,9 @@ Pure: names in, decisions out. It knows neither sockets nor the host's resolver;
 to say. In order: `wpad`, which nobody may claim; what user and admin said (mappings, exclusions); addresses' reverse
 names; the cluster's suffixes, each unless a VPN claims the name by a longer one. A suffix that stands for another
 (`svc`, a namespace, none at all for a single label) leads to the name below the cluster's domain that is meant.
+
+Of several sessions each has a suffix of its own, which nobody else has; short names, and suffixes that two have, are
+those of the one that came first.
 """
 
 import functools
@@ -65,6 +68,23 @@ class Decision:
     asked: str | None = None
     """The name that is asked, when it is another one than was given."""
     address: str | None = None
+    below: str | None = None
+    """What stands in the answer where the cluster has its domain, when that is another session's, or was not said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another session of this host that has names."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    """Those which it announced: it has them when it was there first."""
+    was_first: bool
+
+    @property
+    def own(self) -> str:
+        """The suffix that is its alone."""
+        return own_suffix(self.name)
 
 
 @functools.cache
@@ -104,6 +124,10 @@ class Policy:
     """Virtual subnets, each with the cluster's own that it stands for."""
     claimed: tuple[str, ...] = ()
     """Routing domains of others: a VPN's."""
+    own: str = ""
+    """The session's own suffix, below which all names are the cluster's; "": it has none."""
+    neighbours: tuple[Neighbour, ...] = ()
+    """The other sessions, the oldest first."""
     _mappings: dict[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +145,8 @@ class Policy:
     def decide(self, name: str, kind: int) -> Decision:
         """What becomes of a question for a name, in small letters and without a dot at the end; `kind` is its type."""
         if name in self._mappings and not _is_wpad(name):
+            if theirs := self._has(name):
+                return Decision("elsewhere", f"{name} is mapped by session {theirs.name}, which was there first")
             return self._mapped(name)
         if kind in _OF_ZONES and "." not in name:
             return Decision("elsewhere", "with a question of that type it is a top-level domain")
@@ -136,32 +162,93 @@ class Policy:
             return Decision("nowhere", f"the mappings of {name} lead in a circle")
         if _is_address(target):
             return Decision("address", f"{because} to {target}", address=target)
-        found = self._decide(target)
-        return Decision(found.where, f"{because} to {target}: {found.because}", found.asked or target)
+        found = replace(self, neighbours=())._decide(target)  # what it stands for is meant of this cluster
+        found = replace(found, because=f"{because} to {target}: {found.because}", asked=found.asked or target)
+        return self._shown(found)
 
     def _decide(self, name: str) -> Decision:
         labels = name.split(".")
         if _is_wpad(name):
-            if any(is_below(name, one) for one in (self.domain, "svc", "pod")):
+            if any(is_below(name, one) for one in (self.domain, "svc", "pod", *self._owns)):
                 return Decision("nowhere", "a browser would take its proxy from a service of the name wpad")
             return Decision("elsewhere", "wpad is never the cluster's")
         if excluded := longest(name, self.naming.exclude):
             return Decision("elsewhere", f"names below {excluded} are excluded")
-        suffix, decision = self._reverse(name) or self._captured(name, labels)
+        for one in self.neighbours:
+            if name.endswith(f".{one.own}"):
+                return Decision("elsewhere", f"names below {one.own} are session {one.name}'s")
+        suffix, decision = self._reverse(name) or self._below_own(name) or self._captured(name, labels)
         theirs = longest(name, self.claimed) if decision.where == "cluster" else None
-        if theirs and suffix in self.naming.namespaces and theirs == suffix:
-            return Decision("elsewhere", f"{theirs} is a namespace, and another link's routing domain")
+        if theirs and theirs == suffix and suffix in (self.own, *self.naming.namespaces):
+            what = "this session's name" if suffix == self.own else "a namespace"
+            return Decision("elsewhere", f"{theirs} is {what}, and another link's routing domain")
         if theirs and theirs != suffix and is_below(theirs, suffix):
             return Decision("elsewhere", f"another link's routing domain {theirs} is closer than ours, {suffix}")
-        return decision
+        return self._shown(decision)
+
+    def _shown(self, decision: Decision) -> Decision:
+        """With the cluster's domain, if that is another session's, replaced in the answer."""
+        is_anothers = decision.where == "cluster" and self.below != self.domain
+        return replace(decision, below=self.below) if is_anothers else decision
+
+    @property
+    def below(self) -> str:
+        """Where this host has all of the cluster's names: below its domain, or our own suffix if that is another's."""
+        return self.own if self._has(self.domain) else self.domain
+
+    @property
+    def _owns(self) -> tuple[str, ...]:
+        return (self.own,) if self.own else ()
+
+    @property
+    def first(self) -> Neighbour | None:
+        """The session that was there first, if that is another one: short names are its."""
+        return next((one for one in self.neighbours if one.was_first), None)
+
+    @property
+    def yielded(self) -> str | None:
+        """What another session has before us, in words; None when we are the first."""
+        if not self.first:
+            return None
+        both = f" and those below {self.domain}" if self._has(self.domain) else ""
+        return f"short ones{both} are session {self.first.name}'s, those of this session are below {self.own}"
+
+    def _has(self, suffix: str) -> Neighbour | None:
+        """The session that has a suffix of ours too, and came before us."""
+        return next((one for one in self.neighbours if one.was_first and suffix in one.suffixes), None)
+
+    def announced(self) -> tuple[str, ...]:
+        """The suffixes that may be other sessions' too, and names that are mapped."""
+        mapped = (name for name in self._mappings if not _is_wpad(name))
+        return tuple(dict.fromkeys((self.domain, *self.naming.include, *mapped)))
+
+    def _below_own(self, name: str) -> tuple[str, Decision] | None:
+        """For a name below our own suffix, that, and what it means without it: all of it is the cluster's."""
+        if not self.own or not name.endswith(f".{self.own}"):
+            return None
+        name = name.removesuffix(f".{self.own}")
+        before, _, last = name.rpartition(".")
+        if not before:
+            asked = f"{name}.{self.naming.namespace}.svc.{self.domain}"
+        elif is_below(name, self.domain):
+            asked = name
+        else:
+            asked = f"{name}.{self.domain}" if last in ("svc", "pod") else f"{name}.svc.{self.domain}"
+        return self.own, Decision("cluster", f"names below {self.own} are this session's", asked, below=self.own)
 
     def _captured(self, name: str, labels: list[str]) -> tuple[str, Decision]:
         """The suffix of ours that a name has, and what that means; the longest first."""
         last, namespace = labels[-1], self.naming.namespace
-        if is_below(name, self.domain):
-            return self.domain, Decision("cluster", f"it is below the cluster's domain {self.domain}")
-        if included := longest(name, self.naming.include):
-            return included, Decision("cluster", f"names below {included} are included")
+        of_domain = f"it is below the cluster's domain {self.domain}"
+        included = longest(name, self.naming.include)
+        for suffix, because in ((self.domain, of_domain), (included, f"names below {included} are included")):
+            if suffix and is_below(name, suffix):
+                if theirs := self._has(suffix):
+                    return "", Decision("elsewhere", f"{suffix} is session {theirs.name}'s, which was there first")
+                return suffix, Decision("cluster", because)
+        if self.first:
+            because = f"short names are session {self.first.name}'s, which was there first; ours are below {self.own}"
+            return "", Decision("elsewhere", because)
         if len(labels) == 1:
             if last in _UNCLAIMED or not last:
                 return "", Decision("elsewhere", "it is no service's name")
@@ -201,22 +288,31 @@ class Policy:
         """Suffixes whose questions the host's resolver is to ask us, the most important first, each once."""
         naming = self.naming
         subnets = [*self.subnets, *(virtual for virtual, _ in self.virtual)]
-        namespaces = [one for one in naming.namespaces if is_capturable(one) and one not in self.claimed]
+        taken = (*self.claimed, *(one.own for one in self.neighbours))
+        namespaces = [one for one in naming.namespaces if is_capturable(one) and one not in taken]
         connected = [one for one in namespaces if one == naming.namespace]
-        mapped = [name for name in self._mappings if not _is_wpad(name)]
-        suffixes = (self.domain, "svc", "pod", *naming.include)
+        domain, *more = self.announced()
+        ends, namespaces = ((), []) if self.first else (("svc", "pod"), [*connected, *namespaces])
         reverse = [zone for subnet in subnets for zone in zones(subnet)]
-        found = (*suffixes, *mapped, *connected, *namespaces, *reverse)
-        return tuple(dict.fromkeys(one for one in found if one in mapped or not longest(one, naming.exclude)))
+        owns = [one for one in self._owns if one not in self.claimed]
+        found = dict.fromkeys((domain, *owns, *ends, *more, *namespaces, *reverse))
+        wanted = (one for one in found if one in self._mappings or not longest(one, naming.exclude))
+        return tuple(one for one in wanted if not self._has(one))
 
     def search(self) -> tuple[str, ...]:
-        """What is to stand behind a name of one label."""
-        return (f"{self.naming.namespace}.svc.{self.domain}",)
+        """What is to stand behind a name of one label; nothing where such names are another session's."""
+        return () if self.first else (f"{self.naming.namespace}.svc.{self.domain}",)
 
 
 def is_capturable(namespace: str) -> bool:
     """Whether names below a namespace may be the cluster's: no others have them."""
     return namespace not in public_domains() and namespace not in _UNCLAIMED
+
+
+def own_suffix(session: str) -> str:
+    """The suffix that a session alone has: its name, or that below `tpvpn` where others may have names below it."""
+    free = is_capturable(session) and not session.isdecimal()  # what ends in a number is an address, to some
+    return session if free and session not in ("default", "svc", "pod", "tpvpn") else f"{session}.tpvpn"
 
 
 def _is_wpad(name: str) -> bool:

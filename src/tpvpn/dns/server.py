@@ -201,8 +201,9 @@ class Server:
             if answer is None:
                 raise MalformedError("there is none")
             answer = answers.recursive(answers.translated(answers.sound(answer), self.virtual))
-            if decision.asked is not None:
-                answer = answers.alias(answer, query)
+            if decision.asked is not None or decision.below:
+                below = decision.below and (dns.labels(self.domain), dns.labels(decision.below))
+                answer = answers.alias(answer, query, below or ((), ()))
         except MalformedError:
             self._fail(query.key, askers)
             return

@@ -112,7 +112,7 @@ def _steps(dns: dict[str, Any], server: str, option: str) -> Iterator[tuple[Id, 
 
     from tpvpn.dns.ask import ask
 
-    name, mode = f"kubernetes.default.svc.{dns['domain']}", dns["mode"]
+    name, mode = f"kubernetes.default.svc.{dns['below']}", dns["mode"]
     yield (
         "stub",
         [one for address in dns["listening"] for one in advice.of_stub(name, address, ask(name, address), option)],

@@ -36,7 +36,7 @@ async def connection(patient: Patient) -> Iterable[Check]:
         return [Check("manager", "no session runs, so that none is examined")]
     found = [advice.of_link(status, patient.option)]
     if found[0].ok and (servers := status["dns"]["listening"]):
-        seconds = await asyncio.to_thread(_round_trip, servers[0], status["dns"]["domain"])
+        seconds = await asyncio.to_thread(_round_trip, servers[0], status["dns"]["below"])
         found.append(advice.of_round_trip(seconds, patient.option))
     return found
 
@@ -90,7 +90,7 @@ async def _probed(status: dict[str, Any]) -> list[Check]:
     from tpvpn.control import ask
 
     try:
-        name = f"name kubernetes.default.svc.{status['dns']['domain']}"
+        name = f"name kubernetes.default.svc.{status['dns']['below']}"
         addresses: list[str] = (await asyncio.to_thread(ask, session.directory, name))["addresses"]
     except (TpvpnError, KeyError):
         return []

@@ -25,6 +25,7 @@ from tpvpn.dns.file import Taken
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol, rights
 from tpvpn.helper.protocol import (
+    Announce,
     Apply,
     Claim,
     Cleanup,
@@ -131,6 +132,10 @@ class HelperClient:
         """
         _, descriptors = await self._ask(OpenDns())
         return [socket.socket(fileno=one) for one in descriptors]
+
+    async def announce(self, suffixes: Sequence[str]) -> None:
+        """Let other sessions of this host know below which suffixes we have names."""
+        await self._ask(Announce(tuple(suffixes)[: protocol.DOMAINS_LIMIT]))
 
     async def set_resolved(self, search: Sequence[str], domains: Sequence[str]) -> str | None:
         """Have systemd-resolved ask us for names below these, of as many as it takes; why not, or None when it does."""

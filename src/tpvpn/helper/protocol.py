@@ -18,6 +18,7 @@ their own and nothing more. Operations have the same JSON in the journal.
                                                      {"destroyed": …}
     {"request": "reset_all"}                         {"destroyed": …}
     {"request": "open_dns"}                          {} and the descriptors of sockets of port 53
+    {"request": "announce", "suffixes": […]}         {}
     {"request": "set_resolved", "search": […], "domains": […]}
                                                      {"because": …}: null when done
     {"request": "take_file", "search": […]}          {"path": …, "how": …, "generation": …}
@@ -119,6 +120,13 @@ class OpenDns:
 
 
 @dataclass(frozen=True, slots=True)
+class Announce:
+    """Let other sessions of this host know below which suffixes this one has names, before they do."""
+
+    suffixes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetResolved:
     """Have systemd-resolved ask us for names below these."""
 
@@ -138,7 +146,8 @@ class Cleanup:
     """Undo what dead sessions of this network namespace left."""
 
 
-Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | ResetAll | OpenDns | SetResolved | TakeFile | Cleanup
+Names = OpenDns | Announce | SetResolved | TakeFile
+Request = Claim | OpenTun | Guard | Apply | Look | Watch | Reset | ResetAll | Names | Cleanup
 
 
 def _prefix(value: Any) -> Prefix:
@@ -248,6 +257,7 @@ _REQUESTS: Mapping[str, tuple[type[Request], Decoder]] = {
     "reset": (Reset, record(Reset, {"withdrawn": _PREFIXES, "routed": _PREFIXES})),
     "reset_all": (ResetAll, record(ResetAll, {})),
     "open_dns": (OpenDns, record(OpenDns, {})),
+    "announce": (Announce, record(Announce, {"suffixes": many(_domain, DOMAINS_LIMIT)})),
     "set_resolved": (SetResolved, record(SetResolved, {"search": _SEARCH, "domains": many(_domain, DOMAINS_LIMIT)})),
     "take_file": (TakeFile, record(TakeFile, {"search": _SEARCH})),
     "cleanup": (Cleanup, record(Cleanup, {})),

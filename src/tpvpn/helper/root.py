@@ -9,20 +9,19 @@ against the user's process dying, and ignores the signals that would end both at
 import contextlib
 import errno
 import os
-import signal
 import socket
-import struct
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
 from functools import partial
 
 from tpvpn import nfnetlink, privileged, rundir, sockdiag, xfrm
 from tpvpn.dns.marker import Owner
 from tpvpn.errors import PrivilegeError, TpvpnError
-from tpvpn.helper import kernel, protocol
+from tpvpn.helper import background, kernel, protocol
+from tpvpn.helper.background import User
 from tpvpn.helper.dns_sockets import open_dns
 from tpvpn.helper.protocol import (
+    Announce,
     Apply,
     Claim,
     Cleanup,
@@ -45,17 +44,6 @@ from tpvpn.route.operations import Operation, tunnelled
 from tpvpn.route.prefix import DEFAULT, Space
 from tpvpn.rundir import Session
 from tpvpn.tun import open_tun
-
-_PEER = struct.Struct("=iII")
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Whom the session belongs to."""
-
-    pid: int
-    uid: int
-    gid: int
 
 
 class Helper:
@@ -88,10 +76,8 @@ class Helper:
             case OpenDns():
                 self._own_address()
                 return {}, open_dns(self._addresses)
-            case SetResolved():
-                return {"because": self._set_resolved(request)}, []
-            case TakeFile():
-                return self._take_file(request.search), []
+            case Announce() | SetResolved() | TakeFile():
+                return self._lead_names(request), []
             case Cleanup():
                 return {"removed": _cleanup()}, []
         return {}, []
@@ -199,6 +185,16 @@ class Helper:
         """What the session's table leads into the tunnel now."""
         undo = self._journal.undo_list() if self._journal is not None else ()
         return tunnelled(operation.target for operation in undo if isinstance(operation.target, Route))
+
+    def _lead_names(self, request: Announce | SetResolved | TakeFile) -> dict[str, object]:
+        match request:
+            case Announce():
+                rundir.announce(self._claimed().name, request.suffixes)
+                return {}
+            case SetResolved():
+                return {"because": self._set_resolved(request)}
+            case TakeFile():
+                return self._take_file(request.search)
 
     def _set_resolved(self, request: SetResolved) -> str | None:
         from tpvpn.dns.resolved import set_link  # D-Bus, which not every session needs
@@ -349,44 +345,16 @@ def serve(connection: socket.socket, helper: Helper) -> None:
                 os.close(descriptor)
 
 
-def detach() -> None:
-    """Go on in the background: whoever started us gets its child back at once."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT):  # the last: a watchdog of systemd
-        signal.signal(number, signal.SIG_IGN)
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    os.chdir("/")
-    os.umask(0o022)
-
-
-def take_connection() -> socket.socket:
-    """The socketpair's end that is our standard input; descriptor 0 becomes /dev/null."""
-    connection = socket.socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    return connection
-
-
-def _user(connection: socket.socket) -> User:
-    """Who made the socketpair; when that was root by sudo, whom sudo names."""
-    pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    if uid == 0 and "SUDO_UID" in os.environ:
-        uid, gid = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
-    return User(pid, uid, gid)
-
-
 def main() -> None:
     """Serve the session of the process at the other end of standard input."""
     try:
-        connection = take_connection()
-        helper = Helper(_user(connection))
+        connection = background.take_connection()
+        helper = Helper(background.user(connection))
     except OSError as error:
         sys.exit(
             f"tpvpn helper: standard input must be tpvpn's socket ({error.strerror}); sudo's log_input breaks this"
         )
-    detach()
+    background.detach()
     try:
         serve(connection, helper)
     except ConnectionError:

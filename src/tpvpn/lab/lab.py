@@ -73,7 +73,7 @@ class Lab:
 
     `vpn`: what covers 10.0.0.0/8 on the laptop, or, with a full tunnel, everything. `ipv6=False` switches IPv6 off
     everywhere. `forwarding=False` is a node whose ip_forward is 0 (the direct twins are then unreachable). `exit` is
-    the traffic manager's, once one is started.
+    the traffic manager's, once one is started. `cluster`: what the cluster calls itself, over HTTP and in its names.
     """
 
     def __init__(
@@ -84,11 +84,13 @@ class Lab:
         ipv6: bool = True,
         forwarding: bool = True,
         exit: Exit = "kernel",
+        cluster: str = "cluster",
     ) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", prefix):
             raise UsageError(f"{prefix!r} cannot name a lab: use up to 32 of a-z, 0-9 and -")
         self.prefix = prefix
         self.options: dict[str, Any] = {"vpn": vpn, "ipv6": ipv6, "forwarding": forwarding, "exit": exit}
+        self.options |= {"cluster": cluster}
         self.run_directory = RUN / prefix
         self.token_file = self.run_directory / "token"
         self.manager = MANAGER
@@ -228,14 +230,16 @@ class Lab:
         for where in names.RESOLVERS:
             name = f"names-{where}"
             configuration = self.run_directory / f"{name}.conf"
-            configuration.write_text(names.configuration(where, self.run_directory, self.options["ipv6"]))
+            text = names.configuration(where, self.run_directory, self.options["ipv6"], self.options["cluster"])
+            configuration.write_text(text)
             process = self._start(name, self.command(where, ["dnsmasq", f"--conf-file={configuration}"]))
             self.wait(partial(self._says, name, "started, version"), process, name)
 
     def _start_servers(self) -> None:
         for where in ("vpn", "cluster"):
             addresses = served(where, self.options["ipv6"])
-            server = [sys.executable, "-m", "tpvpn.lab.servers", where, *addresses]
+            who = self.options["cluster"] if where == "cluster" else where
+            server = [sys.executable, "-m", "tpvpn.lab.servers", who, *addresses]
             self._start(f"servers-{where}", self.command(where, server))
             self._expect(where, addresses, "/", f"servers-{where}")
         for address in iperf_addresses(self.options["ipv6"]):

@@ -24,6 +24,8 @@ options ndots:5
 """
 """What kubelet writes."""
 
+WHO = "who.default.svc.cluster.local"
+"""Its TXT record says what the cluster is called."""
 CROWD = 1000
 """Pods of a large headless service."""
 
@@ -104,11 +106,14 @@ dns-forward-max=10000
 """
 
 
-def configuration(where: Where, directory: Path, ipv6: bool) -> str:
-    """The text of dnsmasq's configuration for the resolver of a namespace; its state is kept in `directory`."""
+def configuration(where: Where, directory: Path, ipv6: bool, cluster: str) -> str:
+    """The text of dnsmasq's configuration for the resolver of a namespace; its state is kept in `directory`.
+
+    `cluster`: what the cluster's resolver says that it is called, to who asks for TXT at WHO.
+    """
     listen = [f"listen-address={address}" for address in RESOLVERS[where] if ipv6 or ":" not in address]
     local = [f"local=/{zone}/" for zone in ZONES[where]]
-    asked = [f"server={NODE}"] if where == "cluster" else []
+    asked = [f"server={NODE}", f'txt-record={WHO},"{cluster}"'] if where == "cluster" else []
     state = f"pid-file={directory / f'names-{where}.pid'}"
     return "\n".join([_COMMON + state, *listen, *local, *asked, *_records(TABLES[where], ipv6), ""])
 

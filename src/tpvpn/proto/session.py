@@ -37,6 +37,11 @@ MOST_LINKS = 8
 _LEAST_MTU4, _LEAST_MTU6 = 576, 1280  # RFC 791 section 3.2, RFC 8200 section 5
 
 
+def address_in(space: Space, chance: int) -> str:
+    """An address of the space, by a large number."""
+    return str(space[1 + chance % (space.num_addresses - 2)])
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What a client says of itself and would like to have."""

@@ -76,13 +76,15 @@ def fixes(subnets: Sequence[Subnet], policy: Policy) -> Iterable[Fix]:
             "keep both: reach what conflicts by other addresses, as `tpvpn plan` shows them",
             connect("--on-conflict", "virtual"),
         )
+    for name in sorted({one.session for subnet in blocked for one in subnet.conflicts if one.session}):
+        yield Fix(f"end session {name}, which has these addresses now", f"tpvpn quit --name {name}")
 
 
 def owners(blocked: Iterable[Subnet]) -> list[str]:
     """The devices in conflict: "tun0 (openvpn, known by device name tun0)"."""
     return sorted(
         {
-            f"{one.device or 'IPsec'} ({one.owner}, known by {one.evidence})"
+            f"{one.device or 'IPsec'} ({one.whose}, known by {one.evidence})"
             for subnet in blocked
             for one in subnet.conflicts
             if not one.allowed
@@ -100,7 +102,7 @@ def hides(conflict: Conflict, subnet: Subnet) -> str:
     what = share(conflict, subnet.wanted.prefix)
     if subnet.virtual is not None:
         return f"{what}; nothing of it is hidden"
-    whose = conflict.device if conflict.owner == "unknown" else conflict.owner
+    whose = conflict.device if conflict.owner == "unknown" else conflict.whose
     return f"{what}; hosts of {whose} in it " + ("are hidden" if conflict.allowed else "would become unreachable")
 
 

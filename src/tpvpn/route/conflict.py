@@ -20,7 +20,7 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 from tpvpn.route.fib import DELIVERING, TPVPN_PROTOCOL, Link, Nexthop, Route, Rule, View
-from tpvpn.route.owner import Owner, owner_of
+from tpvpn.route.owner import Owner, owner_of, whose
 from tpvpn.route.prefix import BITS, DEFAULT, Prefix, Space
 
 NEVER_WANTED = tuple(
@@ -76,9 +76,14 @@ class Found(NamedTuple):
         return owner_of(self.route, self.hop, self.rule, self.link)
 
     @property
+    def session(self) -> str | None:
+        """Of tpvpn itself: which of its sessions."""
+        return self.link.session if self.link is not None else None
+
+    @property
     def owned(self) -> str:
         """As `ip route` shows it, and whose it is."""
-        return f"{self} ({self.owner.name})"
+        return f"{self} ({whose(self.owner.name, self.session)})"
 
     def __str__(self) -> str:
         if self.ipsec:

@@ -40,6 +40,8 @@ class Link:
     loopback: bool = False
     holder: str | None = None
     """The program that has the TUN or TAP open ("openvpn"), where that may be seen."""
+    session: str | None = None
+    """The session of ours whose device it is."""
 
 
 @dataclass(frozen=True, slots=True)

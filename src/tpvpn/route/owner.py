@@ -105,6 +105,11 @@ KERNEL_PROTOCOL = 2
 """RTPROT_KERNEL: what came with an address of the device."""
 
 
+def whose(owner: str, session: str | None) -> str:
+    """The owner in words: of tpvpn also which of its sessions."""
+    return f"{owner} session {session}" if session else owner
+
+
 def owner_of(route: Route, hop: Nexthop, rule: Rule | None = None, link: Link | None = None) -> Owner:
     """Who owns this way out of a route: "openvpn", "tailscale", "lan", …, or "unknown"."""
     return next(signs(route, hop, rule, link))

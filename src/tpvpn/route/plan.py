@@ -134,6 +134,7 @@ def compare(private: Iterable[Found], wanted: Wanted, left_out: Space, allow: Sp
                 relation=relation(one.prefix, wanted.prefix),
                 allowed=not overlap - allow,
                 evidence=owner.evidence,
+                session=one.session,
             )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tpvpn.route.owner import whose
 from tpvpn.route.prefix import Prefix
 
 Kind = Literal["service", "pod", "also"]
@@ -59,6 +60,13 @@ class Conflict:
     allowed: bool
     evidence: str = ""
     """How the owner is known: "process openvpn, which has tun0 open"."""
+    session: str | None = None
+    """Of tpvpn itself: which of its sessions."""
+
+    @property
+    def whose(self) -> str:
+        """The owner, and of tpvpn the session."""
+        return whose(self.owner, self.session)
 
 
 @dataclass(frozen=True, slots=True)

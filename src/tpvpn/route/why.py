@@ -10,7 +10,7 @@ from typing import Any
 from tpvpn.route.advice import connect
 from tpvpn.route.conflict import NEVER, foreign
 from tpvpn.route.fib import Answer, Nexthop, View
-from tpvpn.route.owner import owner_of
+from tpvpn.route.owner import owner_of, whose
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Fix
 
@@ -29,6 +29,8 @@ class Way:
     table: int | None = None
     owner: str | None = None
     known_by: str | None = None
+    session: str | None = None
+    """Of tpvpn itself: which of its sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,17 @@ def explain(view: View, address: str, plan: Mapping[str, Any], device: str, uid:
     return Why(host.address(), now, without, subnet, sentence, other, tuple(changes))
 
 
+def taking(view: View, host: Prefix, plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whose plan is to be gone by for an address, of several sessions', each by its device.
+
+    That of the session that takes the address; else of the first that would.
+    """
+    route = view.lookup(host).route
+    takes = [one for one in plans if route is not None and route.device == one]
+    would = [one for one in plans if holding(plans[one]["subnets"], host)]
+    return [*takes, *would, *plans][0]
+
+
 def way(view: View, answer: Answer) -> Way:
     """What decides over a packet, in words and numbers."""
     rule, route = answer.rule, answer.route
@@ -71,7 +84,7 @@ def way(view: View, answer: Answer) -> Way:
     link = next((one for one in view.links if one.name == hop.device), None)
     owner = owner_of(route, hop, rule, link)
     preference = None if rule is None else rule.preference
-    return Way(str(route), hop.device, hop.gateway, preference, route.table, owner.name, owner.evidence)
+    return Way(str(route), hop.device, hop.gateway, preference, route.table, *owner, link.session if link else None)
 
 
 def best(entries: Sequence[Mapping[str, Any]], host: Prefix, key: str) -> Mapping[str, Any] | None:
@@ -126,7 +139,8 @@ def verdict(
     if against is None:
         why = "other addresses of the subnet are in conflict"
         return f"{address} is of {of}, which is {subnet['verdict']}" + (f": {why}" if subnet["withheld"] else ""), []
-    where = f"{against['route']} on {against['device'] or 'an IPsec policy'} ({against['owner']})"
+    owner = whose(against["owner"], against.get("session"))
+    where = f"{against['route']} on {against['device'] or 'an IPsec policy'} ({owner})"
     overlap = max(subnet["cidr"], against["route"], key=lambda one: Prefix.parse(one).length)
     return f"{address} is of {of}, which is withheld: {where} is in conflict with it", [
         Fix("allow it", connect("--allow-conflicting-subnets", overlap)),

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Any
 
 from tpvpn.errors import PrivilegeError, TpvpnError
-from tpvpn.helper import kernel, protocol, root
+from tpvpn.helper import background, kernel, protocol, root
 from tpvpn.netlink import RouteSocket
 from tpvpn.route.fib import Nexthop, Route
 from tpvpn.route.netlink import ask, read_view
@@ -42,7 +42,7 @@ _ASKED_BEFORE = ("/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket")
 class SandboxHelper(root.Helper):
     """The helper of one sandbox, whose files are in the directory of a descriptor."""
 
-    def __init__(self, user: root.User, directory: int) -> None:
+    def __init__(self, user: background.User, directory: int) -> None:
         super().__init__(user)
         self._resolver = Path(f"/proc/self/fd/{directory}/resolv.conf")
 
@@ -129,7 +129,7 @@ class Made:
 
 def _make() -> Made:
     """Make everything. TpvpnError when something is forbidden or missing."""
-    user = root.User(os.getppid(), os.geteuid(), os.getegid())
+    user = background.User(os.getppid(), os.geteuid(), os.getegid())
     namespaces.make()
     directory = namespaces.hidden_directory()
     os.environ["TPVPN_RUN_DIR"] = f"/proc/self/fd/{directory}"
@@ -157,14 +157,14 @@ def _pass_on(connection: socket.socket, made: Made) -> "Connection[Any, Any]":
 
 def main() -> None:
     """Be the inside of the sandbox of the process at the other end of standard input."""
-    connection = root.take_connection()
+    connection = background.take_connection()
     try:
         made = _make()
     except (TpvpnError, OSError) as error:
         said = error if isinstance(error, TpvpnError) else TpvpnError(f"the sandbox cannot be made: {error}")
         connection.send(protocol.pack_error(said))
         return
-    root.detach()
+    background.detach()
     try:
         Thread(target=_serve_kernel, args=(_pass_on(connection, made),), daemon=True).start()
         root.serve(connection, made.helper)

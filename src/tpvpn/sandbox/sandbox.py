@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tpvpn.dns.policy import Neighbour
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol
 from tpvpn.helper.client import Claimed, HelperClient
@@ -114,7 +115,7 @@ async def opened() -> AsyncGenerator[Sandbox]:
         stack.push_async_callback(helper.close)
         changes = socket.socket(fileno=events)
         stack.callback(changes.close)
-        place = Place(SandboxKernel(connection), lambda: Changes(changes), SandboxResolver, _nothing)
+        place = Place(SandboxKernel(connection), lambda: Changes(changes), SandboxResolver, _nothing, _alone)
         yield Sandbox(helper, place, command)
 
 
@@ -149,6 +150,11 @@ def _with_limits(enter: Callable[[], None]) -> Callable[[], None]:
         enter()
 
     return enter_with_limits
+
+
+def _alone(name: str, table: int) -> tuple[Neighbour, ...]:
+    """No other session has names inside."""
+    return ()
 
 
 async def _nothing() -> None:
