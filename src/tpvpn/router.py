@@ -6,6 +6,7 @@ Doing that whenever something changed is all there is to live reaction: an updat
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from tpvpn.route.plan import make_plan
 from tpvpn.route.prefix import Prefix, Space
 from tpvpn.route.verdict import Plan, Request, Subnet, Wanted
 
+_log = logging.getLogger(__name__)
 SHOWN = 3
 """How many routes that are in the way one line of the log names."""
 RETRY = 1.0
@@ -182,6 +184,8 @@ class Router:
     async def _apply(self, view: View, plan: Plan) -> None:
         await self._map(plan)
         steps = operations(plan, view, self._claimed.table, self._claimed.device)
+        for step in steps:
+            _log.debug("%s %s", step.verb, step.target)
         await self._helper.apply(steps)
         before, self.plan = self.plan, plan
         self.on_plan(plan)
@@ -210,8 +214,12 @@ class Router:
             del self._since[gone]
             changes.append(Change(at, str(gone.prefix), "gone", f"{gone.source} has it no more"))
         self.changes += changes
-        for change in changes if before.subnets else ():
-            self._events.tell("verdict", f"{change.cidr} is now {change.verdict}: {change.because}", **asdict(change))
+        for change in changes:
+            text = f"{change.cidr} is now {change.verdict}: {change.because}"
+            if before.subnets:
+                self._events.tell("verdict", text, **asdict(change))
+            else:
+                _log.info("%s", text)
 
     async def _confirm(self) -> None:
         """Ask the kernel where an address of everything routed, and of every exception, goes."""

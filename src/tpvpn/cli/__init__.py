@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from tpvpn import __version__
-from tpvpn.cli import system
+from tpvpn.cli import system, verbosity
 from tpvpn.cli.parser import Parser
 from tpvpn.errors import TpvpnError
 
@@ -52,6 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments = command_line(_called()).parse_args(words)
         if not getattr(arguments, "anywhere", False):
             system.require()
+        if getattr(arguments, "verbose", 0):
+            verbosity.show(arguments.verbose)
         return arguments.run(arguments)
     except TpvpnError as error:
         say(str(error))

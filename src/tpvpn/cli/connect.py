@@ -4,10 +4,11 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
-from tpvpn.cli import Commands
+from tpvpn.cli import Commands, detach
 from tpvpn.cli.capturing import add_capture_flags
 from tpvpn.cli.cluster import add_cluster_flags, add_manager_flags
 from tpvpn.cli.routing import add_routing_flags
+from tpvpn.cli.verbosity import add_verbosity
 from tpvpn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def add_parser(commands: Commands) -> None:
         default="text",
         help="text: steps and a live view in a terminal, else lines; json: a JSON object for each event, a line each",
     )
+    parser.add_argument(
+        "--detach", action="store_true", help="return when it is ready, and let the session go on in the background"
+    )
+    add_verbosity(parser)
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
     parser.set_defaults(run=_run)
@@ -80,11 +85,16 @@ def _run(arguments: argparse.Namespace) -> int:
     command: list[str] = arguments.command
     if command and command[0] != "--":
         raise UsageError(f"unknown argument {command[0]!r}; a command to run stands behind `--`")
-    return run_fast(_session(arguments, command[1:]))
+    if not arguments.detach:
+        return run_fast(_session(arguments, command[1:]))
+    if command:
+        raise UsageError("--detach is for a session without a command: leave out one of them")
+    waiting = detach.fork(arguments.ready_fd)
+    return waiting if isinstance(waiting, int) else run_fast(_session(arguments, [], waiting))
 
 
-async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
-    """The session on this host; the exit code."""
+async def _session(arguments: argparse.Namespace, argv: list[str], waiting: detach.Waiting | None = None) -> int:
+    """The session on this host; the exit code. `waiting`: to be left when it is ready."""
     from tpvpn.cli.command import Command
     from tpvpn.cli.display import chosen
     from tpvpn.cli.session import lasting, told
@@ -94,15 +104,16 @@ async def _session(arguments: argparse.Namespace, argv: list[str]) -> int:
     from tpvpn.place import HERE
 
     # Who has rights starts the helper first: what follows, reading files included, is then done without them.
-    started = await start_helper() if rights.held() else None
+    stderr = waiting.stderr if waiting else None
+    started = await start_helper(stderr=stderr) if rights.held() else None
 
     async def helper() -> "HelperClient":
-        return started or await start_helper()
+        return started or await start_helper(stderr=stderr)
 
-    display = chosen(arguments.output, arguments.quiet, bool(argv))
+    display = chosen(arguments.output, arguments.quiet, bool(argv or waiting or arguments.verbose))
     events, command = Events(display.on_event), Command(argv, asyncio.get_running_loop().create_future())
     try:
-        return await told(arguments, events, lasting(arguments, command, events, display, helper, HERE))
+        return await told(arguments, events, lasting(arguments, command, events, display, helper, HERE, waiting))
     finally:
         if started:
             await started.close()

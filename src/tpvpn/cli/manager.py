@@ -10,6 +10,7 @@ from tpvpn.cli import Commands, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace
 from tpvpn.cli.connect import add_endpoint_flags
 from tpvpn.cli.session import direct
+from tpvpn.cli.verbosity import add_verbosity
 
 if TYPE_CHECKING:
     from tpvpn.proto.sessions import Answer, Listed, Question
@@ -31,6 +32,7 @@ def add_parser(commands: Commands) -> None:
     add_endpoint_flags(manager)
     add_manager_namespace(manager)
     add_cluster_flags(sessions)
+    add_verbosity(sessions)
     sessions.add_argument("--output", choices=["text", "json"], default="text")
     ending = sessions.add_mutually_exclusive_group()
     ending.add_argument("--end", metavar="ID", help="end this session")

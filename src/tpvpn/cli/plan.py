@@ -10,6 +10,7 @@ from tpvpn.cli import Commands, say
 from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
 from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
+from tpvpn.cli.verbosity import add_verbosity
 from tpvpn.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_manager_namespace(add_cluster_flags(parser))
     add_routing_flags(parser)
+    add_verbosity(parser)
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json: for other programs")
     parser.set_defaults(run=run)
 

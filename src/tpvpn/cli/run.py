@@ -9,6 +9,7 @@ from tpvpn.cli.capturing import add_capture_flags
 from tpvpn.cli.cluster import add_cluster_flags, add_manager_flags
 from tpvpn.cli.connect import add_dns_flag, add_endpoint_flags, add_link_flags
 from tpvpn.cli.routing import add_routing_flags
+from tpvpn.cli.verbosity import add_verbosity
 from tpvpn.errors import UsageError
 from tpvpn.rundir import DEFAULT_NAME
 
@@ -33,6 +34,7 @@ def add_parser(commands: Commands) -> None:
     add_link_flags(parser)
     add_capture_flags(parser)
     parser.add_argument("--quiet", "-q", action="store_true", help="show warnings and changed routes only")
+    add_verbosity(parser)
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="what is run")
     parser.set_defaults(run=_run, name=DEFAULT_NAME, output="text")

@@ -25,6 +25,7 @@ from tpvpn.cli.routing import names_a_cluster
 from tpvpn.errors import ConflictError, TpvpnError, UsageError
 
 if TYPE_CHECKING:
+    from tpvpn.cli.detach import Waiting
     from tpvpn.cli.display import Display
     from tpvpn.engine import Engine, Settings
     from tpvpn.events import Events
@@ -55,13 +56,20 @@ async def lasting(
     display: "Display",
     helper: "Callable[[], Awaitable[HelperClient]]",
     place: "Place",
+    waiting: "Waiting | None" = None,
 ) -> int:
-    """The session while it lasts, and the command in it; the exit code."""
+    """The session while it lasts, and the command in it; the exit code. `waiting`: to be left when it is ready."""
     from tpvpn import control
+    from tpvpn.cli.log import SessionLog
     from tpvpn.engine import Engine
+    from tpvpn.place import HERE
 
+    log = SessionLog(arguments.name if place is HERE else "run")
+    events.listen(log.on_event)
     stopped, hurried = command.stopped, asyncio.Event()
     _handle_signals(command, hurried)
+    if waiting:
+        waiting.watch(partial(_stop, stopped, 130))
     async with contextlib.AsyncExitStack() as stack:
         preparing = asyncio.create_task(settings(arguments, stack, events, hurried))
         if not await _first(preparing, stopped):
@@ -70,10 +78,12 @@ async def lasting(
         engine, ready = Engine(preparing.result(), helper, events, place), asyncio.Event()
         running = asyncio.create_task(engine.run(ready))
         stack.push_async_callback(_cancel, running)
-        handles = control.Handles(engine.status, partial(_stop, stopped, 0), engine.explain)
+        handles = control.Handles(log.beside(engine.status), partial(_stop, stopped, 0), engine.explain)
         if await _first(asyncio.create_task(ready.wait()), running, stopped):
             async with control.serving(engine.directory, handles):
                 _announce(arguments.ready_fd, engine, events)
+                if waiting:
+                    waiting.leave()
                 async with notify.serving(), display.running(engine.status):
                     command.start()
                     await _first(running, stopped)

@@ -82,6 +82,7 @@ def _text(status: dict[str, Any]) -> str:
         *([f"  RTT       {1000 * status['rtt']:.1f} ms"] if status["rtt"] is not None else []),
         f"  traffic   sent {traffic['sent_bytes']:,} bytes, received {traffic['received_bytes']:,} bytes",
     ]
+    lines += [f"  log       {log}"] if (log := status.get("log")) else []
     names = status["dns"]
     below = f"{names['domain']} and {names['suffix']}"
     if names["first"]:

@@ -11,6 +11,7 @@ and such a question is answered NXDOMAIN instead of waiting for itself.
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 from collections.abc import Callable, Hashable, Sequence
@@ -28,6 +29,8 @@ from tpvpn.dns.upstream import Upstream
 from tpvpn.route.prefix import Prefix
 from tpvpn.wire import dns
 from tpvpn.wire.dns import MalformedError, Rcode
+
+_log = logging.getLogger(__name__)
 
 ASKERS = 4_000
 """Those who wait for an answer at a time; more are answered SERVFAIL at once."""
@@ -160,6 +163,7 @@ class Server:
             asker.respond(query.denied(Rcode.NXDOMAIN))
             return
         decision = self._decide(name, query.question.type)
+        _log.debug("%s (type %d) is asked %s: %s", name, query.question.type, decision.where, decision.because)
         match decision.where:
             case "nowhere":
                 self.counters.nowhere += 1

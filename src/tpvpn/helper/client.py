@@ -9,6 +9,7 @@ background, and all that joins the two processes is a socketpair.
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import socket
@@ -49,6 +50,8 @@ from tpvpn.wire.vnet import Offload
 COMMAND = (sys.executable, "-I", "-m", "tpvpn.helper.root")
 """Isolated (-I), so that root imports nothing from the user's directories or environment."""
 _Item = TypeVar("_Item")
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 """Seconds the helper has to undo everything when asked to end."""
@@ -165,6 +168,7 @@ class HelperClient:
     async def _ask(self, request: Request) -> tuple[dict[str, Any], list[int]]:
         if self.closed.done():
             raise _gone()
+        _log.debug("%.400s", request)
         answer: asyncio.Future[tuple[bytes, list[int]]] = self._loop.create_future()
         self._waiting.append(answer)
         try:
@@ -222,15 +226,16 @@ async def clean_up(*, ask: bool = True) -> list[str]:
         await helper.close()
 
 
-async def start_helper(*, ask: bool = True) -> HelperClient:
+async def start_helper(*, ask: bool = True, stderr: int | None = None) -> HelperClient:
     """Start the root helper; this process is an ordinary user's when it returns, unless that is root.
 
-    `ask`: sudo may want a password of whoever sits at the terminal. PrivilegeError when the rights cannot be had.
+    `ask`: sudo may want a password of whoever sits at the terminal. `stderr`: what it has in the place of our own,
+    which it would hold open for as long as it lives. PrivilegeError when the rights cannot be had.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with theirs:
-            await _launch(theirs, ask)
+            await _launch(theirs, ask, stderr)
         rights.give_up()
         return HelperClient(ours)
     except BaseException:
@@ -238,13 +243,13 @@ async def start_helper(*, ask: bool = True) -> HelperClient:
         raise
 
 
-async def _launch(connection: socket.socket, ask: bool) -> None:
+async def _launch(connection: socket.socket, ask: bool, stderr: int | None) -> None:
     """Run the command that puts the helper into the background, and wait for it to end."""
     sudo = () if rights.held() else ("sudo", "--") if ask and _has_terminal() else ("sudo", "-n", "--")
     try:
         # What starts it may wait for a password: the loop goes on meanwhile.
         command = await asyncio.create_subprocess_exec(
-            *sudo, *COMMAND, stdin=connection.fileno(), stdout=subprocess.DEVNULL
+            *sudo, *COMMAND, stdin=connection.fileno(), stdout=subprocess.DEVNULL, stderr=stderr
         )
     except FileNotFoundError:
         raise PrivilegeError(

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient, Configuration
     from kubernetes_asyncio.config.kube_config import KubeConfigLoader
 
+_log = logging.getLogger(__name__)
+
 PAGE = 500
 """Objects a request, as kubectl asks."""
 _WATCHED = 240
@@ -156,7 +158,9 @@ class Cluster:
                 ) from None
 
         status, data = await send(await self._identity())
+        _log.debug("%s %s: %d, %d bytes", method, path, status, len(data))
         if status == 401 and self._loader:
+            _log.debug("the credential is not taken any more: another is asked for")
             status, data = await send(await self.headers())
         if not 200 <= status < 300:
             raise refusal(status, data, self.server, _words(method, path))
@@ -283,6 +287,7 @@ async def opened(access: Access) -> AsyncGenerator[Cluster]:
     else:
         cluster = Cluster(access, None, _in_cluster(configuration), "in-cluster")
     await cluster.start()
+    _log.info("context %s is %s, with namespace %s", cluster.context, cluster.server, cluster.namespace)
     try:
         yield cluster
     finally:

@@ -6,6 +6,7 @@ kept out of the tunnel.
 
 import asyncio
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -18,6 +19,8 @@ from tpvpn.errors import ManagerError, UsageError
 from tpvpn.transport.inner_tls import InnerTlsStream, check_pin
 from tpvpn.transport.stream import Stream
 from tpvpn.transport.upgrade import upgrade
+
+_log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a connection, its TLS handshake and the upgrade together."""
@@ -140,6 +143,7 @@ async def first(
     """What dialling the first address that answers gives. ManagerError with what every address said."""
     failures: list[str] = []
     for address in addresses:
+        _log.debug("dial %s at %s", whom, address)
         try:
             async with asyncio.timeout(timeout):
                 return await dial(address)
