@@ -114,7 +114,7 @@ class Terminal:
 
     def screenshot(self) -> str:
         """What is seen, as an SVG."""
-        columns, lines = self.size
+        columns, lines = self.size[0], len(self.text.splitlines())
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {8.4 * columns + 24:.0f} {18 * lines + 24}" '
             'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14" xml:space="preserve">'

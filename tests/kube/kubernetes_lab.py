@@ -128,6 +128,23 @@ class Kubernetes:
             return
         self.restart("apiserver")
 
+    @contextlib.contextmanager
+    def api_server_stopped(self) -> Iterator[None]:
+        """It says nothing, and its connections stay."""
+        if KIND:
+            signals = [
+                ["docker", "exec", f"{KIND}-control-plane", "pkill", f"-{one}", "kube-apiserver"]
+                for one in ("STOP", "CONT")
+            ]
+        else:
+            pid = (CACHE / "state" / "run" / "apiserver.pid").read_text().strip()
+            signals = [["kill", f"-{one}", pid] for one in ("STOP", "CONT")]
+        subprocess.run(signals[0], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(signals[1], check=True)
+
     def restart(self, *components: str) -> None:
         """Kill them, and start them again."""
         for name in components:

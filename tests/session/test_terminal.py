@@ -1,5 +1,6 @@
 """`connect` and `status --watch` in a terminal, as a person sees them; TPVPN_SCREENSHOTS=1 keeps what docs show."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from laptop import ALLOWED, CLUSTER4, TPVPN, WANTED4, Laptop
 
 from peers import eventually
 from terminal import Terminal, terminal
-from tpvpn.lab.topology import POD_CIDR, SERVICE_CIDR, SERVICES
+from tpvpn.lab.topology import POD_CIDR, PODS, SERVICE_CIDR, SERVICES
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 STEPS = ["plan", "helper", "manager", "TUN", "routes", "DNS"]
@@ -48,11 +49,15 @@ def keep(name: str, opened: Terminal) -> None:
 def test_the_live_view(laptop: Laptop, seen: Terminal) -> None:
     assert seen.is_other
     seen.shows(f"{SERVICE_CIDR}  routed", f"{POD_CIDR}  routed", "before 10.0.0.0/8 on tun0 (openvpn)", "RTT")
-    with laptop.socket(2) as first:
-        first.connect((SERVICES[1], 80))
-        first.sendall(b"GET /bytes/40000000 HTTP/1.0\r\n\r\n")
-        assert first.recv(100)
-        seen.shows("most traffic", f"{SERVICES[1]}:80", "down")
+    flows = [
+        ["iperf3", "-c", SERVICES[1], "-R", "-b", "300M", "-t", "20"],
+        ["iperf3", "-c", PODS[0], "-b", "40M", "-t", "20"],
+    ]
+    with contextlib.ExitStack() as stack:
+        for flow in flows:
+            process = stack.enter_context(subprocess.Popen(laptop.command(flow), stdout=subprocess.DEVNULL))
+            stack.callback(process.kill)
+        seen.shows("most traffic", "web.default:5201", "db-0.db.default:5201", "Mb/s up", "Mb/s down")
         keep("live.svg", seen)
         # Narrower and lower: nothing is wider than the terminal, what is most important is there.
         seen.resize(40, 12)
