@@ -14,8 +14,8 @@ CTRL_C = "\x03"
 
 
 @pytest.fixture
-def seen(cluster: Kubernetes) -> Iterator[Terminal]:
-    with cluster.namespace("terminal") as namespace:
+def seen(cluster: Kubernetes, request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    with cluster.namespace(request.node.name.replace("_", "-")) as namespace:
         laptop = KubernetesLaptop(cluster, LAPTOP, "--ephemeral", "--namespace", namespace)
         with terminal(laptop.command(laptop.connect_command())) as opened:
             opened.shows("tpvpn default  ready", "10.130.0.0/16  routed", seconds=PATIENCE)
