@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +203,23 @@ def zipapp_command(*options: str) -> list[str]:
     return [sys.executable, "-I", "-S", str(_zipapp()[0]), "manager", *options]
 
 
+def samples(page: str) -> Counter[str]:
+    """Of a page of metrics the samples by name and labels, and by name alone the sum of those that have labels."""
+    found: Counter[str] = Counter()
+    for line in page.splitlines():
+        if not line.startswith("#"):
+            sample, _, value = line.rpartition(" ")
+            for name in {sample, sample.partition("{")[0]}:
+                found[name] += float(value)  # type: ignore[assignment]
+    return found
+
+
+def dropped(page: str) -> dict[str, int]:
+    """Of a manager's page of metrics the packets that it dropped, by reason."""
+    found = re.findall(r'^tpvpn_manager_dropped_packets_total\{reason="(\w+)"\} (\d+)$', page, re.M)
+    return {reason: int(packets) for reason, packets in found}
+
+
 @dataclass
 class Manager:
     """A running manager process."""
@@ -246,9 +263,17 @@ class Manager:
         top, _, body = answer.partition("\r\n\r\n")
         return int(top.split()[1]), top, body
 
-    def metrics(self) -> dict[str, int]:
-        lines = self.get("/metrics")[2].splitlines()
-        return {name: int(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
+    def metrics(self) -> Counter[str]:
+        """Samples by name and labels, and by name alone the sum of those that have labels."""
+        return samples(self.get("/metrics")[2])
+
+    def dropped(self) -> dict[str, int]:
+        """Packets dropped so far, by reason."""
+        return dropped(self.get("/metrics")[2])
+
+    def refused(self, reason: str) -> int:
+        """Connections that became no link, for a reason."""
+        return self.metrics()[f'tpvpn_manager_refusals_total{{reason="{reason}"}}']
 
     def rss(self) -> int:
         """Resident memory in KiB."""

@@ -9,10 +9,10 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "tpvpn"
 
 LAYERS = {
-    "errors": 0, "wire": 0,
+    "errors": 0, "exposition": 0, "wire": 0,
     "config": 1, "route.prefix": 1, "route.fib": 1, "route.owner": 1, "route.conflict": 1, "route.plan": 1,
     "route.verdict": 1, "route.virtual": 1, "route.advice": 1, "route.why": 1, "route.operations": 1,
-    "proto": 1, "report": 1, "events": 1, "talkers": 2, "helper.protocol": 1, "helper.decoders": 1,
+    "proto": 1, "report": 1, "events": 1, "client_metrics": 1, "talkers": 2, "helper.protocol": 1, "helper.decoders": 1,
     "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "route.changes": 2, "rundir": 2,
     "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
     "dns.policy": 1, "dns.answers": 1, "dns.cache": 1, "dns.advice": 1,
@@ -49,6 +49,7 @@ DOORS = {
 
 STANDARD_LIBRARY_ONLY = (
     "errors",
+    "exposition",
     "wire",
     "proto",
     "tun",

@@ -1,4 +1,4 @@
-"""The control socket of a running session: `status`, `quit` and `name NAME`, one JSON line each way.
+"""The control socket of a running session: `status`, `quit` and `name NAME`, one JSON line each way; HTTP for /metrics.
 
 It knows nothing of what a session is: it is given functions that describe it, end it, and explain a name. It stands
 in a directory that only the user can enter; the peer's uid is checked all the same.
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpvpn.errors import PrivilegeError, TpvpnError, UsageError
+from tpvpn.errors import PrivilegeError, ProtocolError, TpvpnError, UsageError
 
 TIMEOUT = 8.0
 """Seconds for a request and its answer; a name that nobody answers for is known to be so after three."""
 _MAX_REQUEST = 4096
+_HTTP = (b"GET ", b"HEAD ")
 _PAUSE = 0.1
 _ANOTHERS = "this session is another user's: ask as that user, or as root"
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
@@ -73,19 +74,37 @@ async def _serve(connected: socket.socket, handles: Handles) -> None:
     with connected, contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(TIMEOUT):
             if _allowed(connected):
-                request = await _line(connected)
-                await loop.sock_sendall(connected, json.dumps(await _answer(request, handles)).encode() + b"\n")
+                request = await _request(connected)
+                if request.startswith(_HTTP):
+                    answer = _page(request, handles)
+                else:
+                    answer = json.dumps(await _answer(request, handles)).encode() + b"\n"
+                await loop.sock_sendall(connected, answer)
 
 
-async def _line(connected: socket.socket) -> bytes:
-    """What comes until the end of a line; OSError when that is none of ours."""
-    line = b""
-    while not line.endswith(b"\n"):
+async def _request(connected: socket.socket) -> bytes:
+    """What comes until the end of a line, or of an HTTP request's head; OSError when that is none of ours."""
+    request = b""
+    while not request.endswith(b"\r\n\r\n" if request.startswith(_HTTP) else b"\n"):
         more = await asyncio.get_running_loop().sock_recv(connected, _MAX_REQUEST)
-        if not more or len(line) > _MAX_REQUEST:
+        if not more or len(request) > _MAX_REQUEST:
             raise ConnectionAbortedError
-        line += more
-    return line
+        request += more
+    return request
+
+
+def _page(request: bytes, handles: Handles) -> bytes:
+    """The answer to an HTTP request."""
+    from tpvpn import client_metrics
+    from tpvpn.manager import http  # whoever asks by a line needs neither
+
+    try:
+        asked = http.parse(request)
+    except ProtocolError as error:
+        return http.response(400, f"{error}\n")
+    if not asked or asked.path != "/metrics":
+        return http.response(404, "only /metrics is here\n")
+    return http.response(200, client_metrics.render([handles.describe()]), head=asked.method == "HEAD")
 
 
 async def _answer(request: bytes, handles: Handles) -> dict[str, Any]:

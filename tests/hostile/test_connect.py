@@ -215,7 +215,7 @@ def test_a_wrong_token(laptop: Laptop) -> None:
         assert end.code == 6
         assert "the manager refuses: the token is not one of this manager's: check --token-file" in end.sentence
         manager.says(rf"event=token-refused client={re.escape(socket.gethostname())} peer=192\.0\.2\.2:\d+")
-        assert manager.metrics()["tpvpn_connections_unauthenticated_total"] == 1
+        assert manager.refused("token") == 1
 
 
 # -- someone in between ------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_who_sends_and_never_reads_harms_nobody(manager: Manager, kind: Callable
                 slowest = max(slowest, time.monotonic() - began)
             assert slowest < 1
             assert manager.rss() - before < MEMORY
-        eventually(lambda: manager.metrics()["tpvpn_sessions"] == 1, 10, "the session is over")
+        eventually(lambda: manager.metrics()["tpvpn_manager_sessions"] == 1, 10, "the session is over")
         assert honest.echo()
     eventually(lambda: manager.descriptors() <= descriptors, 10, "every socket is closed")
 

@@ -24,7 +24,7 @@ def test_nothing_but_counted_drops(offload: bool) -> None:
     with pod_and_cluster() as (pod, cluster), inside(pod):
         sysctl(pod, "ipv4/ping_group_range", "0 2147483647")
         report = run(cluster, 1 + offload, offload=offload, packets=120_000)
-    assert {name.removeprefix("dropped_") for name in report.counters} == DROPPED | {"invalid", "foreign"}
+    assert set(report.counters) == DROPPED | {"invalid", "foreign"}
     assert report.answers > 1000
     assert report.flows > 100
     assert report.congested > 20

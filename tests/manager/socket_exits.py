@@ -19,7 +19,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 
-from peers import Client, eventually
+from peers import Client, dropped, eventually
 from pod import inside, pod_and_cluster, sysctl
 from tpvpn.bundle import Bundle
 from tpvpn.lab.restricted import UNPRIVILEGED
@@ -160,12 +160,12 @@ class Manager:
             session.shake_hands(TOKEN, Offer("laptop", **offer))  # type: ignore[arg-type]
             yield session
 
-    def metrics(self) -> dict[str, int]:
+    def dropped(self) -> dict[str, int]:
+        """Packets dropped so far, by reason."""
         with inside(self.pod), socket.create_connection(("127.0.0.1", self.port), timeout=5) as connected:
             connected.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b"".join(iter(lambda: connected.recv(65536), b"")).decode()
-        lines = answer.partition("\r\n\r\n")[2].splitlines()
-        return {name: int(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
+        return dropped(answer)
 
     def status(self, key: str) -> str:
         """A line of /proc/PID/status."""

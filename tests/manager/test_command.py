@@ -299,7 +299,7 @@ def test_destinations_bound_what_sessions_reach(lab: Lab, tmp_path: Path) -> Non
             assert not client.echo("10.132.0.11", 0.2)
             client.packet(IP(src=client.terms.ipv4, dst="10.130.0.80") / UDP(dport=53) / Raw(b"x"))
             assert client.next_packet(0.1) is None
-        assert manager.metrics()["tpvpn_exit_dropped_destination_total"] >= 2
+        assert manager.dropped()["destination"] >= 2
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_sessions_do_not_reach_each_other(place) -> None:
         send(one, IP(src=one.ipv4, dst=other.ipv4) / UDP(sport=1, dport=2))
         send(one, IPv6(src=one.ipv6, dst=other.ipv6) / UDP(sport=1, dport=2))
         assert receive(other, 0.2) is None
-        assert way_out.counters()["dropped_between_sessions"] == 2
+        assert way_out.dropped()["between_sessions"] == 2
 
 
 def test_sessions_do_not_reach_the_manager_itself(place) -> None:
@@ -119,7 +119,7 @@ def test_sessions_do_not_reach_the_manager_itself(place) -> None:
         assert silent(session, IP(src=session.ipv4, dst=POD4) / ICMP())
         assert silent(session, IPv6(src=session.ipv6, dst=POD6) / ICMPv6EchoRequest())
         assert readable([server.fileno()], 0) == []
-        assert way_out.counters()["dropped_manager"] == 3
+        assert way_out.dropped()["manager"] == 3
 
 
 def test_nobody_in_the_cluster_opens_a_flow_to_a_session(place) -> None:
@@ -132,7 +132,7 @@ def test_nobody_in_the_cluster_opens_a_flow_to_a_session(place) -> None:
                 assert receive(session, 0.2) is None
         finally:
             run("ip", "-n", cluster, "route", "del", "246.0.0.0/12")
-        assert way_out.counters()["dropped_inbound"] == 1
+        assert way_out.dropped()["inbound"] == 1
 
 
 def test_without_destinations_what_no_session_may_reach_is_dropped(place) -> None:
@@ -142,7 +142,7 @@ def test_without_destinations_what_no_session_may_reach_is_dropped(place) -> Non
         assert silent(session, IP(src=session.ipv4, dst="169.254.169.254") / ICMP())
         assert silent(session, IP(src=session.ipv4, dst="246.15.0.1") / ICMP())
         assert silent(session, IPv6(src=session.ipv6, dst="fd00:ec2::254") / ICMPv6EchoRequest())
-        assert way_out.counters()["dropped_destination"] == 3
+        assert way_out.dropped()["destination"] == 3
         assert ask(session, IP(src=session.ipv4, dst=CLUSTER4) / ICMP())[ICMP].type == 0
 
 
@@ -154,14 +154,14 @@ def test_with_destinations_only_these_are_reached(place) -> None:
         # Identifiers of their own: a flow that is open already stays open.
         assert silent(session, IP(src=session.ipv4, dst=CLUSTER4) / ICMP(id=77))
         assert silent(session, IPv6(src=session.ipv6, dst=CLUSTER6) / ICMPv6EchoRequest(id=77))
-        assert way_out.counters()["dropped_destination"] == 2
+        assert way_out.dropped()["destination"] == 2
 
 
 def test_what_connection_tracking_cannot_place_does_not_leak_the_sessions_address(place) -> None:
     pod, _ = place
     with exit_in(pod, (None, None)) as (way_out, [session]):
         assert silent(session, IP(src=session.ipv4, dst=CLUSTER4) / TCP(sport=1, dport=2, flags="SFR"))
-        assert way_out.counters()["dropped_invalid"] == 1
+        assert way_out.dropped()["invalid"] == 1
 
 
 def test_forwarding_is_switched_on_for_sessions_alone_and_put_back(place) -> None:
@@ -176,7 +176,7 @@ def test_forwarding_is_switched_on_for_sessions_alone_and_put_back(place) -> Non
         with udp_server(cluster, CLUSTER4, 5300) as four, udp_server(cluster, CLUSTER6, 5300) as six:
             four.sendto(b"x", ("10.140.0.1", 7))
             six.sendto(b"x", ("fd00:140::1", 7))
-            wait_for(lambda: way_out.counters()["dropped_transit"] == 2)
+            wait_for(lambda: way_out.dropped()["transit"] == 2)
     assert [sysctl(pod, key) for key in keys] == ["0"] * 4
 
 

@@ -80,7 +80,7 @@ def test_asking_makes_no_session(laptop: Laptop, manager: Manager) -> None:
     before = manager.metrics()
     assert ask(laptop, manager, "admin").out == "no session that admin may see\n"
     after = manager.metrics()
-    for name in ("tpvpn_sessions", "tpvpn_sessions_opened_total", "tpvpn_connections_refused_total"):
+    for name in ("tpvpn_manager_sessions", "tpvpn_manager_sessions_opened_total", "tpvpn_manager_refusals_total"):
         assert after[name] == before[name]
 
 
@@ -132,7 +132,7 @@ def test_a_client_that_does_not_listen_is_ended_all_the_same(laptop: Laptop, man
         for _ in range(1000):
             deaf.socket.sendall(ping)
         assert ask(laptop, manager, "ann", "--end", deaf.terms.session).code == 0
-        eventually(lambda: manager.metrics()["tpvpn_sessions"] == 0, 3, "it has ended")
+        eventually(lambda: manager.metrics()["tpvpn_manager_sessions"] == 0, 3, "it has ended")
 
 
 def test_who_has_no_token_is_told_nothing(laptop: Laptop, manager: Manager) -> None:

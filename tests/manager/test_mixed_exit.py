@@ -96,15 +96,15 @@ def test_virtual_subnets_of_both_are_mapped(session: Session) -> None:
 
 
 def test_what_is_dropped_of_both_is_counted(manager: Manager, session: Session) -> None:
-    before = manager.metrics()
+    before = manager.dropped()
     foreign = [IP(src="10.1.1.1", dst=CLUSTER4) / ICMP(), IPv6(src="fd00:1::1", dst=CLUSTER6) / ICMPv6EchoRequest()]
     for packet in foreign:
         assert session.silent(packet)
     with manager.session() as other:
         for address in (other.terms.ipv4, other.terms.ipv6):
             assert session.silent(session.to(address or "") / UDP(sport=1, dport=2))
-    after = manager.metrics()
-    for name in ("tpvpn_foreign_packets_total", "tpvpn_exit_dropped_between_sessions_total"):
+    after = manager.dropped()
+    for name in ("foreign", "between_sessions"):
         assert after[name] == before[name] + 2
 
 

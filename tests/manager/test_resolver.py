@@ -259,12 +259,12 @@ def test_questions_under_one_id_have_each_their_answer(manager: Manager) -> None
 
 
 def test_a_dead_resolver_is_a_failure_within_3_seconds(manager: Manager) -> None:
-    before = manager.metrics()["tpvpn_dns_failed_total"]
+    before = manager.metrics()["tpvpn_manager_dns_failures_total"]
     with nameserver(manager.lab, silent), asking(manager, f"nameserver {ILL}\n") as asker:
         code, took = asker.timed(with_edns(query(WEB)))
     assert code == Rcode.SERVFAIL
     assert 2.4 < took < 3
-    assert manager.metrics()["tpvpn_dns_failed_total"] == before + 1
+    assert manager.metrics()["tpvpn_manager_dns_failures_total"] == before + 1
 
 
 def test_behind_a_dead_resolver_the_next_one_answers(manager: Manager) -> None:
@@ -464,8 +464,11 @@ def test_a_flood_is_answered_to_the_last_question(manager: Manager) -> None:
     assert len(answers) == 5000
     assert {rcode(answer) for answer in answers.values()} == {Rcode.SERVFAIL}
     after = manager.metrics()
-    assert after["tpvpn_dns_questions_total"] - before["tpvpn_dns_questions_total"] == 5000
-    assert after["tpvpn_dns_failed_total"] - before["tpvpn_dns_failed_total"] == 5000
+    assert after["tpvpn_manager_dns_questions_total"] - before["tpvpn_manager_dns_questions_total"] == 5000
+    assert after["tpvpn_manager_dns_failures_total"] - before["tpvpn_manager_dns_failures_total"] == 5000
+    took = "tpvpn_manager_dns_duration_seconds"
+    assert after[f"{took}_count"] - before[f"{took}_count"] == 1000  # the others were not asked
+    assert 2400 < after[f"{took}_sum"] - before[f"{took}_sum"] < 4000
 
 
 def test_a_flood_at_the_clusters_resolver(manager: Manager) -> None:
@@ -503,11 +506,11 @@ def test_a_client_that_takes_nothing_loses_answers_and_not_its_link(manager: Man
 
 
 def dropped(manager: Manager, before: dict[str, int]) -> int:
-    return manager.metrics()["tpvpn_dns_dropped_total"] - before["tpvpn_dns_dropped_total"]
+    return manager.metrics()["tpvpn_manager_dns_dropped_total"] - before["tpvpn_manager_dns_dropped_total"]
 
 
 def settled(manager: Manager, before: dict[str, int], count: int) -> bool:
-    return manager.metrics()["tpvpn_dns_questions_total"] - before["tpvpn_dns_questions_total"] == count
+    return manager.metrics()["tpvpn_manager_dns_questions_total"] - before["tpvpn_manager_dns_questions_total"] == count
 
 
 NO_QUESTIONS = [
@@ -548,12 +551,12 @@ def test_a_malformed_question_is_called_so(manager: Manager, message: bytes) -> 
 
 
 def test_what_is_no_question_is_dropped(manager: Manager) -> None:
-    before = manager.metrics()["tpvpn_dns_dropped_total"]
+    before = manager.metrics()["tpvpn_manager_dns_dropped_total"]
     with asking(manager) as asker:
         for payload in NO_QUESTIONS:
             asker.client.send(frame.DNS, payload)
         assert rcode(asker.ask(query(WEB))) == Rcode.NOERROR
-    assert manager.metrics()["tpvpn_dns_dropped_total"] - before == len(NO_QUESTIONS)
+    assert manager.metrics()["tpvpn_manager_dns_dropped_total"] - before == len(NO_QUESTIONS)
 
 
 def test_what_is_no_query_is_not_implemented(manager: Manager) -> None:

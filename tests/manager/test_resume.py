@@ -50,7 +50,7 @@ def joined(
 
 
 def sessions(manager: Manager) -> int:
-    return manager.metrics()["tpvpn_sessions"]
+    return manager.metrics()["tpvpn_manager_sessions"]
 
 
 def quit(client: Client, manager: Manager) -> None:

@@ -300,7 +300,7 @@ def test_no_policy_lets_a_session_at_the_manager_itself(place, options: tuple[st
             assert session.silent(session.to("::ffff:127.0.0.1") / TCP(sport=1, dport=8090, flags="S")) or options
             assert session.silent(session.to(POD6) / UDP(sport=1, dport=5300))
             assert readable([server.fileno(), loopback.fileno()], 0) == []
-        assert manager.metrics()["tpvpn_exit_dropped_manager_total"] >= 7
+        assert manager.dropped()["manager"] >= 7
 
 
 def test_with_destinations_only_these_are_reached(place) -> None:
@@ -309,16 +309,16 @@ def test_with_destinations_only_these_are_reached(place) -> None:
         assert session.ask(session.to(SERVICE4) / ICMP())[ICMP].type == 0
         assert session.silent(session.to(CLUSTER4) / ICMP())
         assert session.silent(session.to(CLUSTER6) / ICMPv6EchoRequest())
-        assert manager.metrics()["tpvpn_exit_dropped_destination_total"] == 2
+        assert manager.dropped()["destination"] == 2
 
 
 def test_sessions_do_not_reach_each_other(manager: Manager) -> None:
     with manager.session() as one, manager.session() as other:
-        before = manager.metrics()["tpvpn_exit_dropped_between_sessions_total"]
+        before = manager.dropped()["between_sessions"]
         one.packet(one.to(other.terms.ipv4 or "") / UDP(sport=1, dport=2))
         one.packet(one.to(other.terms.ipv6 or "") / UDP(sport=1, dport=2))
         assert other.next_packet(0.2) is None
-        assert manager.metrics()["tpvpn_exit_dropped_between_sessions_total"] == before + 2
+        assert manager.dropped()["between_sessions"] == before + 2
 
 
 def test_virtual_subnets_are_mapped(place, session: Session) -> None:
@@ -337,21 +337,21 @@ def test_virtual_subnets_are_mapped(place, session: Session) -> None:
 
 def test_malformed_packets_are_counted_and_harm_nobody(manager: Manager, session: Session) -> None:
     good = bytes(session.to(CLUSTER4) / TCP(sport=4014, dport=8081, flags="S"))
-    before = manager.metrics()["tpvpn_invalid_packets_total"]
+    before = manager.dropped()["malformed"]
     bad = [b"", b"\x45", b"\x00" * 60, b"\xff" * 60, good[:19], good[:30], good[:-1],
            b"\x4f" + good[1:], good[:-1] + b"\xff", good[:32] + b"\xf0" + good[33:]]  # fmt: skip
     for packet in bad:
         session.send(frame.PACKET, packet)
     assert session.ask(session.to(CLUSTER4) / TCP(sport=4015, dport=8081, flags="S"))[TCP].flags == "RA"
-    assert manager.metrics()["tpvpn_invalid_packets_total"] == before + len(bad)
+    assert manager.dropped()["malformed"] == before + len(bad)
 
 
 def test_a_packet_from_another_address_is_dropped(manager: Manager, session: Session) -> None:
-    before = manager.metrics()["tpvpn_foreign_packets_total"]
+    before = manager.dropped()["foreign"]
     assert session.silent(IP(src="10.1.1.1", dst=CLUSTER4) / ICMP())
     assert session.silent(IP(src=CLUSTER4, dst=CLUSTER4) / TCP(sport=80, dport=80, flags="S"))  # a land attack
     assert session.silent(session.to(session.terms.ipv4 or "") / TCP(sport=80, dport=80, flags="S"))
-    assert manager.metrics()["tpvpn_foreign_packets_total"] == before + 2
+    assert manager.dropped()["foreign"] == before + 2
 
 
 def test_a_flood_of_one_session_is_limited_and_leaves_the_others(place, manager: Manager, session: Session) -> None:
@@ -362,7 +362,7 @@ def test_a_flood_of_one_session_is_limited_and_leaves_the_others(place, manager:
             for packet in packets:
                 hostile.send(frame.PACKET, packet)
             assert session.ask(session.to(CLUSTER4) / ICMP(id=5))[ICMP].type == 0
-            eventually(lambda: manager.metrics()["tpvpn_exit_dropped_half_open_total"] >= 1900, 5)
+            eventually(lambda: manager.dropped()["half_open"] >= 1900, 5)
             assert manager.descriptors() - before <= 1030
         eventually(lambda: manager.descriptors() <= before, 5, "the sockets of a session that has ended are closed")
 

@@ -150,10 +150,10 @@ def test_a_manager_of_few_descriptors_keeps_half_of_them_for_links(place, server
     with manager_in(place[0], rights=few) as manager, manager.session() as greedy:
         for port in range(1, 101):
             greedy.packet(greedy.to(CLUSTER4) / UDP(sport=port, dport=9999))
-        eventually(lambda: manager.metrics()["tpvpn_exit_dropped_flows_total"] == 68, 3)
+        eventually(lambda: manager.dropped()["flows"] == 68, 3)
         with manager.session() as other:
             Stream(other, CLUSTER4, 8080, 5101).connect()
-            assert manager.metrics()["tpvpn_exit_dropped_socket_total"] == 0
+            assert manager.dropped()["socket"] == 0
 
 
 def limit(manager: Manager, more: int) -> None:
@@ -197,13 +197,13 @@ def test_without_descriptors_clients_hear_nothing_and_all_goes_on_when_there_are
         assert session.ask(session.to(CLUSTER4) / ICMP(id=3))[ICMP].type == 0
         expired = session.ask(session.to("10.1.2.3", ttl=1) / UDP(sport=5103, dport=33434))
         assert (expired.src, expired[ICMP].type) == (POD4, 11)
-        assert manager.metrics()["tpvpn_exit_dropped_socket_total"] == 9
+        assert manager.dropped()["socket"] == 9
 
 
 def test_a_session_that_finds_no_descriptors_leaves_nothing(place) -> None:
     """Its link had one, and what watches its connections has none."""
     with manager_in(place[0]) as manager:
-        manager.metrics()
+        manager.dropped()
         before = manager.descriptors()
         limit(manager, 1)
         with pytest.raises((EOFError, ConnectionError)), manager.session() as session:
@@ -720,9 +720,9 @@ def test_a_lack_of_ports_does_not_lead_to_the_manager_itself(place) -> None:
         with own, manager_in(place[0], *ANYWHERE) as manager, manager.session() as session:
             for port in range(1, 41):
                 session.packet(session.to(CLUSTER4) / UDP(sport=port, dport=9999))
-            eventually(lambda: manager.metrics()["tpvpn_exit_dropped_socket_total"] == 20, 3)
+            eventually(lambda: manager.dropped()["socket"] == 20, 3)
             session.packet(session.to(POD4) / TCP(sport=1, dport=8090, flags="S"))
-            eventually(lambda: manager.metrics()["tpvpn_exit_dropped_manager_total"] == 1, 3)
+            eventually(lambda: manager.dropped()["manager"] == 1, 3)
             assert readable([own.fileno()], 0) == []
     finally:
         sysctl(place[0], "ipv4/ip_local_port_range", before)

@@ -228,7 +228,7 @@ def test_short_connections_that_close_properly_leave_nothing(place, manager: Man
         print(f"{time_waits(place[0])} in TIME-WAIT; {rss[0]}, {rss[len(rss) // 2]}, {rss[-1]} KiB")
         assert time_waits(place[0]) > before
         assert rss[-1] - rss[len(rss) // 2] < 2048
-    assert manager.metrics()["tpvpn_exit_dropped_ports_total"] == 0
+    assert manager.dropped()["ports"] == 0
 
 
 @pytest.fixture(params=[100])
@@ -252,7 +252,7 @@ def test_a_target_has_as_many_connections_as_there_are_ports(place, manager: Man
         began = time.monotonic()
         assert many.exchange(targets[0], range(10_200, 10_210)) == 10
         assert time.monotonic() - began < 1
-        assert manager.metrics()["tpvpn_exit_dropped_ports_total"] == 10 + lacking
+        assert manager.dropped()["ports"] == 10 + lacking
         assert manager.said.count("no local port is left for 10.132.0.9 port 8085") == 1
         assert many.exchange(targets[1], range(10_300, 10_350)) == 0
         sysctl(place[0], "ipv4/tcp_tw_reuse", "1")  # which ends the wait after a second, for the test's patience

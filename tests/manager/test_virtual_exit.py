@@ -58,7 +58,7 @@ def mapped(pod: str, *pairs: tuple[str, str], **options) -> Iterator[tuple[ExitS
     with exit_in(pod, own(), **options) as (way_out, [session]):
         map_to(session, pod, *pairs)
         yield session, dropped
-        assert {name: count for name, count in way_out.counters().items() if count} == dropped
+        assert {name: count for name, count in way_out.dropped().items() if count} == dropped
 
 
 # -- what arrives, and what comes back ---------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_single_address_is_mapped(place) -> None:
     with mapped(pod, ("246.255.1.2/32", f"{SERVICE4}/32")) as (session, dropped):
         assert ask(session, to(session, "246.255.1.2") / ICMP(id=2)).src == "246.255.1.2"
         assert silent(session, to(session, "246.255.1.3") / ICMP(id=2))
-        dropped |= {"dropped_destination": 1}
+        dropped |= {"destination": 1}
 
 
 # -- several sessions, and changes -------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_two_sessions_map_the_same_virtual_subnet_differently(place) -> None:
             assert (answer.src, answer[UDP].dport) == ("246.130.0.9", 4000)
         assert receive(third, 0.1) is None
         assert readable([service.fileno(), host.fileno()], 0) == []
-        assert way_out.counters()["dropped_destination"] == 1  # the third has no mapping
+        assert way_out.dropped()["destination"] == 1  # the third has no mapping
         # One's end is nothing to the other.
         one.close()
         assert tables(pod) == f"table inet tpvpn\ntable inet {other.tun.name}\n"
@@ -279,7 +279,7 @@ def test_new_flows_follow_the_new_mapping(place) -> None:
         assert host.recv(100) == b"new"
         map_to(session, pod)
         assert silent(session, to(session, "246.140.0.9") / UDP(sport=4001, dport=5300))
-        assert way_out.counters()["dropped_destination"] == 1
+        assert way_out.dropped()["destination"] == 1
 
 
 def test_nothing_is_left_of_a_mapping(place) -> None:
@@ -304,31 +304,31 @@ def test_the_policy_judges_the_real_address(place) -> None:
         # Identifiers of their own: a flow that is open already stays open.
         assert silent(session, to(session, VIRTUAL_POD) / ICMP(id=66))
         assert silent(session, to(session, VIRTUAL6) / ICMPv6EchoRequest(id=66))
-        dropped |= {"dropped_destination": 2}
+        dropped |= {"destination": 2}
 
 
 def test_a_virtual_subnet_as_a_destination_opens_nothing(place) -> None:
     pod, _ = place
     with mapped(pod, FOUR, destinations=["246.130.0.0/16"]) as (session, dropped):
         assert silent(session, to(session, VIRTUAL4) / ICMP(id=67))
-        dropped |= {"dropped_destination": 1}
+        dropped |= {"destination": 1}
 
 
 @pytest.mark.parametrize(
     ("pair", "asked", "reason"),
     [
-        (("246.169.0.0/16", "169.254.0.0/16"), "246.169.169.254", "dropped_destination"),
-        (("fd74:7077:e:2::/64", "fd00:ec2::/64"), "fd74:7077:e:2::254", "dropped_destination"),
-        (("246.140.0.0/16", "246.140.0.0/16"), "246.140.0.1", "dropped_destination"),
-        (("246.132.0.0/16", "10.132.0.0/16"), "246.132.0.5", "dropped_manager"),  # POD4
-        (("fd74:7077:132::/64", "fd00:132::/64"), "fd74:7077:132::5", "dropped_manager"),  # POD6
+        (("246.169.0.0/16", "169.254.0.0/16"), "246.169.169.254", "destination"),
+        (("fd74:7077:e:2::/64", "fd00:ec2::/64"), "fd74:7077:e:2::254", "destination"),
+        (("246.140.0.0/16", "246.140.0.0/16"), "246.140.0.1", "destination"),
+        (("246.132.0.0/16", "10.132.0.0/16"), "246.132.0.5", "manager"),  # POD4
+        (("fd74:7077:132::/64", "fd00:132::/64"), "fd74:7077:132::5", "manager"),  # POD6
         (("fd74:7077:9::1/128", "::1/128"), "fd74:7077:9::1", None),
-        (("246.132.0.0/16", "10.132.0.0/16"), "246.132.255.255", "dropped_manager"),  # broadcast
+        (("246.132.0.0/16", "10.132.0.0/16"), "246.132.255.255", "manager"),  # broadcast
         (("246.127.0.0/16", "127.0.0.0/16"), "246.127.0.1", None),
-        (("246.224.0.0/16", "224.0.0.0/16"), "246.224.0.1", "dropped_manager"),
-        (("246.200.0.0/16", "255.255.0.0/16"), "246.200.255.255", "dropped_manager"),
-        (("246.201.0.0/16", "0.0.0.0/16"), "246.201.0.1", "dropped_destination"),
-        (("fd74:7077:ff02::/48", "ff02::/48"), "fd74:7077:ff02::1", "dropped_manager"),
+        (("246.224.0.0/16", "224.0.0.0/16"), "246.224.0.1", "manager"),
+        (("246.200.0.0/16", "255.255.0.0/16"), "246.200.255.255", "manager"),
+        (("246.201.0.0/16", "0.0.0.0/16"), "246.201.0.1", "destination"),
+        (("fd74:7077:ff02::/48", "ff02::/48"), "fd74:7077:ff02::1", "manager"),
         (("fd74:7077:fe80::/64", "fe80::/64"), "fd74:7077:fe80::1", None),
     ],
     ids=str,
@@ -352,7 +352,7 @@ def test_a_service_on_the_managers_loopback_is_not_reached_even_where_the_kernel
         with udp_server(pod, "127.0.0.1", 5300) as server, mapped(pod, loopback) as (session, dropped):
             assert silent(session, to(session, "246.200.0.1") / UDP(dport=5300))
             assert readable([server.fileno()], 0) == []
-            dropped |= {"dropped_manager": 1}
+            dropped |= {"manager": 1}
     finally:
         sysctl(pod, "ipv4/conf/all/route_localnet", "0")
 
@@ -368,7 +368,7 @@ def test_other_sessions_are_not_reached_through_a_mapping(place) -> None:
             send(one, to(one, address) / UDP(sport=1, dport=2))
         assert receive(one, 0.2) is None
         assert receive(other, 0.1) is None
-        assert way_out.counters()["dropped_between_sessions"] == 4
+        assert way_out.dropped()["between_sessions"] == 4
 
 
 # -- what cannot be mapped ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from laptop import ALLOWED, CLUSTER, VPN, Laptop, at_the_kernel_exit
 
+import peers
 from peers import eventually
 from pod import run
 from tpvpn.lab.topology import POD_CIDR, POD_CIDR6, PODS, PODS6, SERVICE_CIDR, SERVICE_CIDR6, SERVICES, SERVICES6
@@ -51,7 +52,7 @@ def dropped(laptop: Laptop) -> dict[str, int]:
     lab = laptop.lab
     metrics = lab.probe("node", [lab.manager], path="/metrics")[lab.manager]
     assert metrics
-    return {name: int(count) for name, count in re.findall(r"^tpvpn_exit_dropped_(\w+)_total (\d+)$", metrics, re.M)}
+    return peers.dropped(metrics)
 
 
 @contextlib.contextmanager

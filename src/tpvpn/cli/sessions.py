@@ -20,7 +20,9 @@ def add_parsers(commands: Commands) -> None:
     """Add both commands."""
     status = commands.add_parser("status", help="show the sessions that run")
     status.add_argument("--name", help="only the session of this name")
-    status.add_argument("--output", choices=["text", "json"], default="text")
+    status.add_argument(
+        "--output", choices=["text", "json", "prometheus"], default="text", help="prometheus: for a textfile collector"
+    )
     status.add_argument("--watch", "-w", action="store_true", help="show them again and again, until Ctrl-C")
     status.set_defaults(run=_status)
     quit = commands.add_parser("quit", help="end a session, leaving nothing behind")
@@ -34,6 +36,10 @@ def _status(arguments: argparse.Namespace) -> int:
     from tpvpn.cli.chosen import running
 
     if arguments.watch:
+        from tpvpn.errors import UsageError
+
+        if arguments.output == "prometheus":
+            raise UsageError("--watch shows text or JSON; for Prometheus, ask again and again")
         from tpvpn import rundir
         from tpvpn.cli.watching import watch
 
@@ -47,6 +53,10 @@ def _status(arguments: argparse.Namespace) -> int:
         say(line)
     if arguments.output == "json":
         print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
+    elif arguments.output == "prometheus":
+        from tpvpn import client_metrics
+
+        print(client_metrics.render(answers), end="")
     elif not found:
         print("no session runs here")
     for answer in answers if arguments.output == "text" else []:

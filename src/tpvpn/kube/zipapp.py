@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PARTS = (
-    *("__init__.py", "errors.py", "tun.py", "netlink.py", "nfnetlink.py", "link.py", "bundle.py", "heartbeat.py"),
+    *(
+        "__init__.py",
+        "errors.py",
+        "exposition.py",
+        "tun.py",
+        "netlink.py",
+        "nfnetlink.py",
+        "link.py",
+        "bundle.py",
+        "heartbeat.py",
+    ),
     *("pump.py", "wire", "proto"),
     *(f"transport/{name}.py" for name in ("__init__", "stream", "inner_tls", "tcp", "upgrade")),
     "manager",

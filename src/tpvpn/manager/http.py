@@ -1,8 +1,12 @@
-"""The few words of HTTP/1.1 that the manager's port understands: bytes to a request, a status to bytes (RFC 9112)."""
+"""The few words of HTTP/1.1 (RFC 9112) that the manager's port and a session's control socket understand.
+
+Bytes to a request, a status to bytes.
+"""
 
 from dataclasses import dataclass
 
 from tpvpn.errors import ProtocolError
+from tpvpn.exposition import CONTENT_TYPE
 from tpvpn.transport.upgrade import ENCRYPTED, MAX_HEAD, PROTOCOL
 
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 426: "Upgrade Required"}
@@ -54,7 +58,7 @@ def response(status: int, text: str, *fields: str, head: bool = False) -> bytes:
     body = text.encode()
     lines = [
         f"HTTP/1.1 {status} {_REASONS[status]}",
-        "Content-Type: text/plain; version=0.0.4; charset=utf-8",
+        f"Content-Type: {CONTENT_TYPE}",
         f"Content-Length: {len(body)}",
         "Connection: close",
         *fields,

@@ -193,9 +193,12 @@ class KernelExit:
         """Nothing that a client must know: what the kernel carries is all there is."""
         return {}
 
-    def counters(self) -> dict[str, int]:
+    def dropped(self) -> dict[str, int]:
         """Packets dropped so far, by reason."""
-        return {f"dropped_{name}": packets for name, packets in self._table.counters().items()}
+        return self._table.counters()
+
+    def load(self) -> None:
+        """Nothing: the kernel keeps what is open."""
 
     def add_session(self, wanted4: str | None, wanted6: str | None, *, offload: bool) -> ExitSession:
         """A device that the kernel forwards to and from, with addresses: those wanted, if they are ours and free.

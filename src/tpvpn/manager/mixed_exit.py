@@ -12,6 +12,7 @@ from dataclasses import astuple
 from tpvpn.bundle import Bundle
 from tpvpn.link import Memory, Receive
 from tpvpn.manager.kernel_exit import ExitSession, KernelExit
+from tpvpn.manager.metrics import Load
 from tpvpn.manager.socket_carrier import SocketCarrier
 from tpvpn.manager.socket_exit import SocketExit, SocketPlace
 from tpvpn.proto.config import Pair
@@ -130,9 +131,13 @@ class MixedExit:
         """What sockets cannot do."""
         return self._sockets.facts()
 
-    def counters(self) -> dict[str, int]:
+    def load(self) -> Load:
+        """What sockets have open."""
+        return self._sockets.load()
+
+    def dropped(self) -> dict[str, int]:
         """Packets dropped so far, by reason."""
-        kernel, sockets = self._kernel.counters(), self._sockets.counters()
+        kernel, sockets = self._kernel.dropped(), self._sockets.dropped()
         return {name: kernel.get(name, 0) + sockets.get(name, 0) for name in kernel | sockets}
 
     def close(self) -> None:

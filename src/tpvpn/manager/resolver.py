@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tpvpn.bundle import Bundle
+from tpvpn.exposition import Histogram
 from tpvpn.manager.nameservers import Nameserver, Nameservers
 from tpvpn.wire import dns, frame
 
@@ -32,6 +33,7 @@ MAX_QUESTION = 4096
 """Bytes; no resolver library's is longer, and those that wait are kept."""
 MAX_QUEUED = frame.MAX_PAYLOAD
 """Bytes on a link that takes no more; behind them answers are dropped, long before the link would be."""
+_DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _ID = 2
 _TICK = 0.1
 _AT_ONCE = 64
@@ -50,6 +52,8 @@ class Counters:
     """Answered by us that there is no answer."""
     dropped: int = 0
     """Frames that were no question, and answers that the client did not take."""
+    durations: Histogram = field(default_factory=lambda: Histogram(_DURATIONS))
+    """Seconds from a question that was asked to its answer, or until it had failed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -285,6 +289,7 @@ class Resolver:
             self._bundle.send(frame.DNS, identity + message)
 
     def _forget(self, asked: _Asked) -> None:
+        self._counters.durations.observe(self._loop.time() - asked.deadline + PATIENCE)
         self._waiting.discard(asked)
         self._leave_channels(asked)
         if asked.task:

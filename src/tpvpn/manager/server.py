@@ -63,7 +63,13 @@ class Exit(Protocol):
         """What a client should know of how packets leave."""
         ...
 
-    def counters(self) -> dict[str, int]: ...
+    def dropped(self) -> dict[str, int]:
+        """Packets dropped so far, by reason."""
+        ...
+
+    def load(self) -> metrics.Load | None:
+        """What sockets have open; None where there are none."""
+        ...
 
 
 class Server:
@@ -84,6 +90,14 @@ class Server:
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept for ever; out of descriptors is waited out, not fatal."""
+        loop = asyncio.get_running_loop()
+        looking = loop.create_task(metrics.look_at_lag(self.counted.lag))
+        try:
+            await self._accept_all(listening)
+        finally:
+            looking.cancel()
+
+    async def _accept_all(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         listening.setblocking(False)
         failing = False
@@ -123,11 +137,10 @@ class Server:
             if accepted:
                 await self._carry(*accepted)
         except RefusedError as error:
-            self.counted.refused += 1
-            self.counted.unauthenticated += 1
+            self.counted.refused["token"] += 1
             audit.refused(peer, str(error))
         except (TpvpnError, OSError, TimeoutError) as error:
-            self.counted.refused += 1
+            self.counted.refused[_reason(error)] += 1
             log.warning("%s: %s", peer, str(error) or f"not a session within {PATIENCE:.0f} s")
         finally:
             self._leave()
@@ -156,7 +169,7 @@ class Server:
         if len(self._strangers) > MAX_STRANGERS:
             oldest = next(iter(self._strangers))
             del self._strangers[oldest]
-            self.counted.refused += 1
+            self.counted.refused["crowded"] += 1
             oldest.cancel()
 
     def _leave(self) -> None:
@@ -218,8 +231,8 @@ class Server:
         return 404, "nothing here\n"
 
     def _metrics(self) -> str:
-        running = [session.counters for session in self.sessions.values()]
-        return metrics.render(self.counted, running, self.exit.counters())
+        exit, sessions = self.exit, self.sessions.values()
+        return metrics.render(self.counted, sessions, exit.kinds, exit.dropped(), exit.load(), MAX_SESSIONS)
 
     async def _shake_hands(self, stream: Stream, early: bytes, peer: str) -> tuple[Session, int, Stream, bytes] | None:
         """A session for a hello; None when the client asked about sessions, and was answered."""
@@ -245,6 +258,7 @@ class Server:
         welcome = handshake.welcome(session.terms)
         if held:
             session.visitor = visitor
+            self.counted.resumed += session.links == 0
             audit.resumed(session, asked.link)
         else:
             session.secret = handshake.secret
@@ -256,6 +270,7 @@ class Server:
             if not held:
                 session.end("its client left in the middle of the handshake")
             raise
+        self.counted.links += 1
         return session, asked.link, stream, decoder.remainder()
 
     async def _send_error(self, stream: Stream, text: str) -> None:
@@ -306,6 +321,15 @@ class Server:
             facts=_facts() | self.exit.facts(),
             linger=int(self._linger),
         )
+
+
+def _reason(error: Exception) -> str:
+    """Why a connection became no link, as one of `metrics.REFUSALS`."""
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    if isinstance(error, OSError):
+        return "connection"
+    return "protocol" if isinstance(error, ProtocolError) else "capacity"
 
 
 def _visitor(handshake: ManagerHandshake, offer: Offer, stream: Stream, peer: str) -> Visitor:

@@ -15,10 +15,13 @@ from tpvpn.bundle import Bundle
 from tpvpn.errors import PrivilegeError
 from tpvpn.manager.addresses import AddressPool
 from tpvpn.manager.forwarding import ways_out
+from tpvpn.manager.metrics import Load
 from tpvpn.manager.policy import check_carried, destination
 from tpvpn.manager.reach import Reach, SessionReach
 from tpvpn.manager.socket_carrier import SocketCarrier
-from tpvpn.manager.socket_icmp import ping_permitted
+from tpvpn.manager.socket_icmp import EchoFlow, ping_permitted
+from tpvpn.manager.socket_tcp import TcpFlow
+from tpvpn.manager.socket_udp import UdpFlow
 from tpvpn.netlink import RouteSocket
 from tpvpn.proto.config import Pair
 from tpvpn.proto.flow import Pool
@@ -141,12 +144,18 @@ class SocketExit:
         carried = [version for version in (4, 6) if self.families[version]]
         return {"ping": {f"ipv{version}": self._reach.ping[version] for version in carried}}
 
-    def counters(self) -> dict[str, int]:
+    def dropped(self) -> dict[str, int]:
         """Packets dropped so far, by reason."""
         total = Counter(self._finished)
         for carrier in self._running:
             total.update(carrier.dropped)
-        return {f"dropped_{name}": packets for name, packets in total.items()}
+        return dict(total)
+
+    def load(self) -> Load:
+        """What is open for all sessions."""
+        kinds = Counter(type(flow) for carrier in self._running for flow in carrier.table.flows.values())
+        flows = {"tcp": kinds[TcpFlow], "udp": kinds[UdpFlow], "icmp": kinds[EchoFlow]}
+        return Load(flows, self.pool.most_flows, self.pool.used, self.pool.most_memory)
 
     def add_session(self, wanted4: str | None, wanted6: str | None, *, offload: bool) -> SocketPlace:
         """Addresses for a session: those wanted, if they are ours and free. ManagerError when all are taken."""

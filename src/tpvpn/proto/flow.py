@@ -54,17 +54,18 @@ class Bucket:
 class Pool:
     """What all sessions share: at most `flows` of them, and `memory` bytes in their buffers."""
 
-    __slots__ = ("_free", "_memory", "used")
+    __slots__ = ("_free", "most_flows", "most_memory", "used")
 
     def __init__(self, flows: int, memory: int) -> None:
-        self._free, self._memory = flows, memory
+        self.most_flows, self.most_memory = flows, memory
+        self._free = flows
         self.used = 0
         """Bytes in buffers; their owners count them."""
 
     @property
     def is_full(self) -> bool:
         """No buffer may grow."""
-        return self.used >= self._memory
+        return self.used >= self.most_memory
 
     def take(self, have: int) -> bool:
         """One more flow for a session that has `have`."""
