@@ -81,6 +81,7 @@ def make_tree(wheel: Path, tree: Path) -> None:
     for name in COMMANDS:
         (tree / "bin" / name).write_text(SCRIPT)
         (tree / "bin" / name).chmod(0o755)
+    compile_all(tree)
 
 
 def make_deb(tree: Path, version: str, out: Path) -> Path:
@@ -90,7 +91,6 @@ def make_deb(tree: Path, version: str, out: Path) -> Path:
         root = Path(directory) / "root"
         place(root / PREFIX.relative_to("/"))
         shutil.move(tree, root / PREFIX.relative_to("/"))
-        compile_all(root / PREFIX.relative_to("/"))
         (root / "usr/lib/tpvpn/bin/python").symlink_to(f"/usr/bin/{PYTHON}")
         (root / "usr/lib/tpvpn/pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
         for name in COMMANDS:
@@ -121,7 +121,7 @@ def make_deb(tree: Path, version: str, out: Path) -> Path:
 
 
 def compile_all(tree: Path) -> None:
-    """Compile all modules, so that nothing is ever written beside them, and nothing is left when they go."""
+    """Compile all modules, so that nothing is written beside them later, least of all by root in a user's home."""
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     inside = {"stripdir": str(tree), "prependdir": str(PREFIX)}
     if not compileall.compile_dir(tree / "lib", quiet=1, workers=0, invalidation_mode=mode, **inside):
@@ -141,7 +141,7 @@ def make_single(tree: Path, out: Path) -> Path:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files(tree):
             digest.update(f"{name}\0{len(data)}\0".encode() + data)
-            archive.writestr(zipfile.ZipInfo(name, WHEN), data, zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(name, WHEN), data, zipfile.ZIP_DEFLATED, 1)
         words = {
             "version": PYTHON.removeprefix("python"),
             "tree": digest.hexdigest()[:16],

@@ -79,13 +79,14 @@ def test_the_debian_package_connects_and_leaves_nothing(built: Path, lab: Lab, t
 
 
 def test_the_one_file_connects(built: Path, lab: Lab) -> None:
-    script = 'mount -t tmpfs tmpfs /var/cache && "$@" && ls /var/cache/tpvpn'
+    written = "find /var/cache/tpvpn/* -newer /var/cache/tpvpn/*/pyvenv.cfg -type f"
+    script = f'mount -t tmpfs tmpfs /var/cache && "$@" && ls /var/cache/tpvpn && {written}'
     connect = [str(built / "tpvpn"), "connect", "--dns", "off", "--token-file", str(lab.token_file), *words(lab)]
     ran = lab.run("laptop", ["unshare", "--mount", "sh", "-c", script, "sh", *connect])
     assert ran.returncode == 0, ran.stderr
     page, *trees = ran.stdout.splitlines()
     assert page == "cluster 10.130.0.80"
-    assert len(trees) == 1
+    assert len(trees) == 1, "and nothing was written into it"
 
 
 def test_the_one_file_is_a_plugin_and_any_users(built: Path, tmp_path: Path) -> None:
