@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_server import ACCOUNT, api_server
 from laptop import TPVPN, WANTED, Laptop
+from loopback_api_server import ACCOUNT, api_server
 
 from peers import eventually
 from tpvpn.lab.topology import NODE, PODS, PODS6, SERVICES, SERVICES6, TWINS, TWINS6, VPN_HOSTS, VPN_HOSTS6
