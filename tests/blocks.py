@@ -13,6 +13,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+NEEDS = {
+    "everything": "scripts/test, which CI runs",
+    "checkout": "tests/test_guides.py",
+    "lab": "tests/test_guides.py",
+    "cluster": "tests/kube/test_guides_in_a_cluster.py",
+    "cluster, vpn": "tests/kube/test_guides_in_a_cluster.py",
+    "helm": "tests/kube/test_helm.py",
+}
+"""What a block may need, and who runs it."""
 FOREGROUND = re.compile(
     r"(tpvpn connect|tpvpn lab shell node -- tpvpn manager)\b(?!.*( -- |&$|--detach)(?!tpvpn manager))"
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import blocks
 from tpvpn import errors
 from tpvpn.cli import EXIT_CODES, reference
 from tpvpn.kube.helm import CHART
@@ -44,6 +45,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             led = page.parent / target if target else page
             assert led.exists(), target
             assert not anchor or anchor in anchors(led), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", blocks.PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_needs(page: Path) -> None:
+    for needs, block in blocks.blocks(page):
+        assert needs in blocks.NEEDS, f"{block}\nwants one of <!-- needs: {', '.join(blocks.NEEDS)} --> before it"
 
 
 def test_every_page_stands_in_the_index() -> None:

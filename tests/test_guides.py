@@ -10,27 +10,11 @@ import pytest
 import blocks
 from tpvpn.lab.lab import Lab
 
-NEEDS = {
-    "everything": "scripts/test, which CI runs",
-    "checkout": "here",
-    "lab": "here",
-    "cluster": "tests/kube/test_guides_in_a_cluster.py",
-    "cluster, vpn": "tests/kube/test_guides_in_a_cluster.py",
-    "helm": "tests/kube/test_helm.py",
-}
-"""What a block may need, and who runs it."""
-
 
 def environment(home: Path) -> dict[str, str]:
     """Of somebody who has just come."""
     home.mkdir(exist_ok=True)
     return {**os.environ, "HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-@pytest.mark.parametrize("page", blocks.PAGES, ids=lambda page: page.name)
-def test_every_block_says_what_it_needs(page: Path) -> None:
-    for needs, block in blocks.blocks(page):
-        assert needs in NEEDS, f"{block}\nwants one of <!-- needs: {', '.join(NEEDS)} --> before it"
 
 
 def test_the_first_block_is_what_ci_runs() -> None:
