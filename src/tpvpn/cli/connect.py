@@ -4,7 +4,7 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
-from tpvpn.cli import Commands, detach
+from tpvpn.cli import Commands
 from tpvpn.cli.capturing import add_capture_flags
 from tpvpn.cli.cluster import add_cluster_flags, add_manager_flags
 from tpvpn.cli.routing import add_routing_flags
@@ -12,6 +12,7 @@ from tpvpn.cli.verbosity import add_verbosity
 from tpvpn.errors import UsageError
 
 if TYPE_CHECKING:
+    from tpvpn.cli.detach import Waiting
     from tpvpn.helper.client import HelperClient
 
 
@@ -89,11 +90,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return run_fast(_session(arguments, command[1:]))
     if command:
         raise UsageError("--detach is for a session without a command: leave out one of them")
+    from tpvpn.cli import detach
+
     waiting = detach.fork(arguments.ready_fd)
     return waiting if isinstance(waiting, int) else run_fast(_session(arguments, [], waiting))
 
 
-async def _session(arguments: argparse.Namespace, argv: list[str], waiting: detach.Waiting | None = None) -> int:
+async def _session(arguments: argparse.Namespace, argv: list[str], waiting: "Waiting | None" = None) -> int:
     """The session on this host; the exit code. `waiting`: to be left when it is ready."""
     from tpvpn.cli.command import Command
     from tpvpn.cli.display import chosen

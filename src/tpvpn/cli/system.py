@@ -3,8 +3,6 @@
 It is asked before anything is imported that only Linux has; the parsers of all commands can be made anywhere.
 """
 
-import platform
-
 from tpvpn.errors import PrivilegeError
 
 _NEEDS = "tpvpn needs Linux's TUN devices and routing tables"
@@ -28,5 +26,7 @@ def unfit(system: str, release: str) -> str | None:
 
 def require() -> None:
     """PrivilegeError on a system where tpvpn cannot run."""
+    import platform  # --help does without
+
     if reason := unfit(platform.system(), platform.release()):
         raise PrivilegeError(reason)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tpvpn.doctor import cluster, host, names, session
+from tpvpn.doctor import cluster, daemons, host, names, session
 from tpvpn.doctor.check import Check, warning
 from tpvpn.doctor.patient import Patient, Rooted, Wishes
 from tpvpn.errors import TpvpnError
@@ -35,6 +35,7 @@ LOOKS: tuple[tuple[str, Callable[[Patient], Awaitable[Iterable[Check]]]], ...] =
     ("VPNs", host.vpns),
     ("MTU", cluster.mtu),
     ("firewalls", host.firewalls),
+    ("daemons", daemons.daemons),
     ("leftovers", host.leftovers),
 )
 """Each group of checks, in the order in which they are shown."""
