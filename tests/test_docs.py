@@ -97,10 +97,17 @@ def test_the_exit_codes_page_has_every_code_and_error() -> None:
     assert raised | {0, 130} == set(EXIT_CODES)
 
 
+MAPPINGS = (
+    *("client", "client.routing", "client.dns", "networkPolicy"),
+    *("metrics", "metrics.podMonitor", "metrics.alerts", "metrics.dashboard"),
+)
+"""Of the chart's values those that hold values of their own."""
+
+
 def test_the_chart_page_has_every_value() -> None:
     def leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:
         for key, value in values.items():
-            if path + key in ("client", "client.routing", "client.dns", "networkPolicy"):
+            if path + key in MAPPINGS:
                 yield from leaves(value, f"{path}{key}.")
             else:
                 yield path + key

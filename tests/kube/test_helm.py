@@ -249,6 +249,7 @@ VARIANTS = [
     ("encryption=always", "replicas=3", "podAnnotations.team=net", "tolerations[0].operator=Exists"),
     ("clusterRole=true", "users[0].kind=Group,users[0].name=devs", "resources=null"),
     ("clusterRole=true", "users[0].kind=ServiceAccount,users[0].name=ci,users[0].namespace=default"),
+    ("metrics.annotations=true", "metrics.dashboard.enabled=true"),
     ("networkPolicy.enabled=true", "networkPolicy.from={192.0.2.0/28,fd00::/64}"),
     ("serviceCIDRs={fd00:130::/112}", "client.dns.mappings[0].name=a.example,client.dns.mappings[0].aliasFor=b.c"),
 ]
@@ -307,6 +308,7 @@ def test_the_kernel_exit_has_the_rights_it_needs(cluster: Kubernetes) -> None:
         ("users[0].kind=Group", "users"),
         ("users[0].kind=ServiceAccount,users[0].name=ci", "namespace"),
         ("networkPolicy.enabled=true", "networkPolicy"),
+        ("metrics.podMonitor.interval=often", "interval"),
     ],
 )
 def test_a_value_that_is_none_is_refused(release: Release, value: str, said: str) -> None:
@@ -408,6 +410,44 @@ def test_what_helm_is_given(given: str, run: str) -> None:
 def test_every_verb_is_one_of_helms(release: Release) -> None:
     for verb in VERBS:
         assert "Usage:" in release.done(verb, "--help")
+
+
+MONITORING = (
+    "metrics.podMonitor.enabled",
+    "metrics.alerts.enabled",
+    "metrics.dashboard.enabled",
+    "metrics.annotations",
+)
+
+
+def test_what_watches_the_manager_is_there_when_it_is_asked_for() -> None:
+    def rendered(*values: str) -> dict[tuple[str, str], Any]:
+        flags = [word for value in values for word in ("--set", value)]
+        run = [*TPVPN, "helm", "template", "--namespace", "vpn", *flags]
+        text = subprocess.run(run, env={**os.environ, "PATH": PATH}, check=True, capture_output=True, text=True).stdout
+        return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text) if one}
+
+    without = rendered()
+    found = rendered(*(f"{value}=true" for value in MONITORING), "metrics.labels.release=prom")
+    added = {("PodMonitor", "tpvpn"), ("PrometheusRule", "tpvpn"), ("ConfigMap", "tpvpn-dashboard")}
+    assert set(found) - set(without) == added
+    board = found["ConfigMap", "tpvpn-dashboard"]
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(board["data"]["tpvpn.json"])["uid"] == "tpvpn-manager"
+    template = found["StatefulSet", "tpvpn"]["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == "7070"
+    assert "prometheus" not in json.dumps(without["StatefulSet", "tpvpn"])
+    monitor = found["PodMonitor", "tpvpn"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    (port,) = template["spec"]["containers"][0]["ports"]
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": port["name"], "interval": "30s"}]
+    (group,) = found["PrometheusRule", "tpvpn"]["spec"]["groups"]
+    for rule in group["rules"]:
+        assert 'namespace="vpn"' in rule["expr"]
+        assert rule["annotations"]["summary"] and rule["labels"]["severity"] in ("warning", "critical")
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert found[kind, "tpvpn"]["metadata"]["labels"]["release"] == "prom"
+    assert "NAMESPACE" not in json.dumps(list(found.values()))
 
 
 def test_chart_and_package_are_one(tmp_path: Path) -> None:

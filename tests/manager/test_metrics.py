@@ -1,6 +1,7 @@
 """What /metrics of real managers says: in Prometheus' format, all that the page lists and nothing else, and truly."""
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from scapy.layers.inet import IP, UDP
@@ -16,6 +18,7 @@ from scapy.layers.inet import IP, UDP
 from peers import POD, ROOT, Client, Manager, ended, eventually, lab, running_manager
 from tpvpn import __version__
 from tpvpn.errors import ManagerError
+from tpvpn.kube.helm import CHART
 from tpvpn.lab import Lab
 from tpvpn.proto.session import Offer
 
@@ -62,6 +65,47 @@ def test_all_that_the_page_lists_is_there_and_nothing_else(managers: dict[str, M
             assert (one.type, bool(one.documentation)) == (listed[name], True)
             assert one.samples
             assert not re.search("_(ms|kb|milliseconds|megabytes)(_|$)", name), "base units"
+
+
+def expressions() -> dict[str, str]:
+    """Those of the chart's alerts and dashboard, by where they stand."""
+    alerts = yaml.safe_load((CHART / "monitoring" / "alerts.yaml").read_text())
+    board = json.loads((CHART / "monitoring" / "dashboard.json").read_text())
+    found = {one["alert"]: one["expr"] for one in alerts}
+    for panel in board["panels"]:
+        found |= {f"{panel['title']} {target['refId']}": target["expr"] for target in panel["targets"]}
+    found |= {one["name"]: one["definition"] for one in board["templating"]["list"] if "definition" in one}
+    return found
+
+
+def test_dashboard_and_alerts_ask_for_what_is_there(managers: dict[str, Manager]) -> None:
+    labels: dict[str, set[str]] = {"up": set()}
+    for exit in EXITS:
+        for sample in (sample for one in families(managers[exit]).values() for sample in one.samples):
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    labels["tpvpn_manager_memory_limit_bytes"] = set()
+    asked = set[str]()
+    for where, expression in expressions().items():
+        for name, selector in METRIC.findall(expression):
+            assert name in labels, f"{where}: {name}"
+            wanted = set(re.findall(r"(\w+)=", selector or ""))
+            assert wanted <= labels[name] | {"namespace", "pod"}, f"{where}: {name}{selector}"
+            asked.add(name)
+    missing = {name for name in labels if name.startswith("tpvpn_")} - asked
+    assert missing <= {"tpvpn_manager_exit_info"} | {name for name in labels if re.search("_(sum|count)$", name)}
+
+
+METRIC = re.compile(r"\b(up|tpvpn_\w+|process_\w+)\b(\{[^}]*\})?")
+
+
+def test_expressions_are_whole_and_bound_to_one_manager() -> None:
+    for where, expression in expressions().items():
+        bare = re.sub(r'"[^"]*"', "", expression)
+        for opening, closing in ("()", "[]", "{}"):
+            assert bare.count(opening) == bare.count(closing), where
+        assert expression.count('"') % 2 == 0, where
+        if not expression.startswith("label_values"):
+            assert 'namespace="' in expression, where
 
 
 def test_of_the_process(managers: dict[str, Manager]) -> None:
