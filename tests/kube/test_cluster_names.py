@@ -85,6 +85,54 @@ def dig(cluster: Kubernetes, laptop: str, *words: str) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
+# These come first: of two sessions in one network namespace only the first has the short names.
+
+
+def test_the_file_is_as_before_when_the_session_has_ended(cluster: Kubernetes, services: str, tmp_path: Path) -> None:
+    with cluster.own_files(tmp_path, NOBODY) as where:
+        file = tmp_path / "etc" / "resolv.conf"
+        before = file.read_text()
+        with cluster.connected("--namespace", NAMESPACE, "--name", "names2", where=where):
+            assert file.read_text() != before
+            assert cluster.run("getent", "hosts", "web", where=where).stdout.split()[0] == services
+        assert file.read_text() == before
+        assert not list(file.parent.glob("resolv.conf?*"))
+
+
+class Laptop:
+    """The laptop with files of its own, as `Resolved` has a lab's."""
+
+    def __init__(self, cluster: Kubernetes, where: str, directory: Path) -> None:
+        self.cluster, self.where, self.run_directory = cluster, where, directory
+
+    def run(self, _: str, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = self.cluster.run(*argv, where=self.where)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def popen(self, _: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        return subprocess.Popen([*inside(self.where), *argv], **options)
+
+
+def test_by_systemd_resolved(
+    cluster: Kubernetes,
+    services: str,
+    clients: dict[str, tuple[str, ...]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    with cluster.own_files(tmp_path, NOBODY) as where, Resolved(Laptop(cluster, where, tmp_path)) as resolved:
+        resolved.uplink("eth0", NOBODY)
+        file = tmp_path / "etc" / "resolv.conf"
+        words = ("--namespace", NAMESPACE, "--name", "resolved")
+        with cluster.connected(*words, where=where):
+            assert status_of(cluster, where, "resolved")["dns"]["mode"] == "resolved"
+            assert file.is_symlink()
+            for client in CLIENTS:
+                has_every_form(cluster, where, services, clients[client])
+            assert "DNSSEC=no" in resolved.resolvectl("status", "tpvpn-resolved")
+        assert "cluster.local" not in resolved.resolvectl("status")
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_every_client_has_every_form(
     cluster: Kubernetes,
@@ -183,51 +231,6 @@ def test_why(cluster: Kubernetes, laptop: str, services: str) -> None:
 def status_of(cluster: Kubernetes, where: str, name: str = "names") -> dict[str, dict[str, Any]]:
     told = cluster.tpvpn("status", "--name", name, "--output", "json", where=where)
     return json.loads(told.stdout)["sessions"][0]
-
-
-def test_the_file_is_as_before_when_the_session_has_ended(cluster: Kubernetes, services: str, tmp_path: Path) -> None:
-    with cluster.own_files(tmp_path, NOBODY) as where:
-        file = tmp_path / "etc" / "resolv.conf"
-        before = file.read_text()
-        with cluster.connected("--namespace", NAMESPACE, "--name", "names2", "--on-conflict", "skip", where=where):
-            assert file.read_text() != before
-            assert cluster.run("getent", "hosts", "web", where=where).stdout.split()[0] == services
-        assert file.read_text() == before
-        assert not list(file.parent.glob("resolv.conf?*"))
-
-
-class Laptop:
-    """The laptop with files of its own, as `Resolved` has a lab's."""
-
-    def __init__(self, cluster: Kubernetes, where: str, directory: Path) -> None:
-        self.cluster, self.where, self.run_directory = cluster, where, directory
-
-    def run(self, _: str, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = self.cluster.run(*argv, where=self.where)
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    def popen(self, _: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        return subprocess.Popen([*inside(self.where), *argv], **options)
-
-
-def test_by_systemd_resolved(
-    cluster: Kubernetes,
-    services: str,
-    clients: dict[str, tuple[str, ...]],  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    with cluster.own_files(tmp_path, NOBODY) as where, Resolved(Laptop(cluster, where, tmp_path)) as resolved:
-        resolved.uplink("eth0", NOBODY)
-        file = tmp_path / "etc" / "resolv.conf"
-        words = ("--namespace", NAMESPACE, "--name", "resolved", "--on-conflict", "skip")
-        with cluster.connected(*words, where=where):
-            assert status_of(cluster, where, "resolved")["dns"]["mode"] == "resolved"
-            assert file.is_symlink()
-            for client in CLIENTS:
-                has_every_form(cluster, where, services, clients[client])
-            assert "DNSSEC=no" in resolved.resolvectl("status", "tpvpn-resolved")
-        assert "cluster.local" not in resolved.resolvectl("status")
 
 
 def test_a_thousand_questions_a_second_through_the_tunnel(cluster: Kubernetes, laptop: str, tmp_path: Path) -> None:
