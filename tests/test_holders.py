@@ -99,6 +99,7 @@ def test_what_nobody_may_read_is_left_out(laptop: str, hold: Hold) -> None:
     assert run("ip", "netns", "exec", laptop, *nobody, *ask) == "{}\n"
 
 
+@pytest.mark.alone
 def test_five_hundred_processes_take_a_tenth_of_a_second(laptop: str) -> None:
     """Each with 20 descriptors, as a desktop's have."""
     script = """

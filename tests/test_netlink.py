@@ -268,6 +268,7 @@ print(len(view.routes), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_max
 """
 
 
+@pytest.mark.alone
 def test_a_table_of_100_000_routes(namespace: Namespace) -> None:
     lines = (f"route add {20 + (i >> 16)}.{i >> 8 & 255}.{i & 255}.0/32 dev lo" for i in range(100_000))
     namespace.sh("ip link set lo up")

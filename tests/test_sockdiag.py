@@ -197,6 +197,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 """
 
 
+@pytest.mark.alone
 def test_ten_thousand_connections_are_looked_through_in_a_moment(laptop: str, connect: Connect) -> None:
     connection = connect(LAN4, SERVICE4)
     argv = ["ip", "netns", "exec", laptop, sys.executable, "-c", THOUSAND]

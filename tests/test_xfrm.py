@@ -90,6 +90,7 @@ def test_a_sockets_own_policy_is_not_seen(laptop: str) -> None:
         assert xfrm.read_policies() == (policy("0.0.0.0/0", "10.1.0.0/16"),)
 
 
+@pytest.mark.alone
 def test_three_thousand_are_read_in_a_moment(laptop: str) -> None:
     commands = "".join(
         f"xfrm policy add src 0.0.0.0/0 dst 10.{i >> 8}.{i & 255}.0/24 dir out {TEMPLATE}\n" for i in range(3000)

@@ -131,6 +131,7 @@ def test_a_vpn_that_goes_and_comes_in_between(laptop: Laptop) -> None:
         laptop.reaches("vpn", VPN)
 
 
+@pytest.mark.alone
 def test_a_planned_hand_over_costs_nothing(laptop: Laptop) -> None:
     """Links are renewed every 1.2 s: a gap of the pings is not 50 ms longer than the longest is without.
 

@@ -20,6 +20,8 @@ from peers import eventually
 from pod import inside
 from traffic import HOST
 
+pytestmark = pytest.mark.alone
+
 FLOWS = 10_000
 
 

@@ -16,6 +16,8 @@ from tpvpn.wire import frame
 
 __all__ = ["lab"]
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 3.0
 MEMORY = 40 << 10
 """KiB that one session may cost a manager, whatever it does."""

@@ -16,6 +16,8 @@ from tpvpn.wire import frame
 
 __all__ = ["place"]
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 3.0
 FILTERED, OPEN, CLOSED, OWN = 8082, 8080, 8081, 8084
 """OWN is open too, for the session that does not flood."""

@@ -23,6 +23,8 @@ from tpvpn.wire import frame, ip, tcp
 
 __all__ = ["place"]
 
+pytestmark = pytest.mark.alone
+
 FLOWS = 10_000
 AT_ONCE = 500
 TICK = 0.01

@@ -220,6 +220,7 @@ def test_random_configs_end_a_session_or_are_answered(manager: Manager, lab: Lab
         assert honest.echo(VIRTUAL)
 
 
+@pytest.mark.alone
 def test_all_sessions_have_a_mapping(manager: Manager, lab: Lab) -> None:
     """More descriptors than the limit with which the manager was started."""
     with contextlib.ExitStack() as stack:

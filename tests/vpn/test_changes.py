@@ -17,6 +17,8 @@ from peers import eventually
 from pod import run
 from tpvpn.lab.topology import SERVICES, VPN_HOSTS
 
+pytestmark = pytest.mark.alone
+
 CHANGES = 30
 PROMPT = 1.0  # seconds from a change to our answer
 FLAPPING, PERIOD = 5.0, 0.1
