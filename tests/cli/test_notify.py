@@ -30,7 +30,7 @@ async def hear(manager: socket.socket) -> str:
     return (await asyncio.wait_for(asyncio.get_running_loop().sock_recv(manager, 100), 5)).decode()
 
 
-@pytest.mark.parametrize("pid", [None, os.getpid()])
+@pytest.mark.parametrize("pid", [None, os.getpid()], ids=["of anyone", "of this process"])
 def test_a_session_that_is_watched(manager: socket.socket, monkeypatch: pytest.MonkeyPatch, pid: int | None) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
     if pid:
