@@ -98,7 +98,7 @@ def directory(name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no session name: write 1 to 11 small letters, digits and hyphens")
     places = [place / _inode() / name for place in _bases()]
-    return next((place for place in places if place.is_dir()), places[0])
+    return next((place for place in places if os.path.isdir(place)), places[0])
 
 
 def device_name(name: str) -> str:
@@ -119,7 +119,7 @@ def names() -> list[str]:
 def _names(place: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in (place / _inode()).iterdir() if _NAME.fullmatch(entry.name))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return []
 
 
