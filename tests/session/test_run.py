@@ -158,6 +158,15 @@ def test_a_cluster_by_a_kubeconfig(laptop: Laptop, user: User) -> None:
     assert int(user.status("plugin")["CapEff"], 16) == 0
 
 
+def test_what_is_in_tmp_is_there_too(laptop: Laptop, user: User, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for one in (tmp_path.parent, tmp_path.parent.parent):
+        one.chmod(0o755)
+    (tmp_path / "file").write_text("here\n")
+    done = run(laptop, user, "sh", "-c", f"cd {shlex.quote(str(tmp_path))} && cat file")
+    assert done.returncode == 0 and done.stdout.startswith("here\n"), done.stderr
+
+
 def test_without_a_vpn(laptop: Laptop, user: User) -> None:
     laptop.lab.vpn_down()
     try:

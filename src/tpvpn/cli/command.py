@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,9 @@ class Command:
         except OSError as error:  # as a shell does: 127 not found, 126 not to be run
             say(f"cannot run {self.argv[0]}: {error.strerror}")
             code = 127 if isinstance(error, FileNotFoundError) else 126
+        except subprocess.SubprocessError as error:  # what it does before it is executed failed
+            say(f"cannot run {self.argv[0]}: {error}")
+            code = 126
         if not self.stopped.done():
             self.stopped.set_result(code if code >= 0 else 128 - code)
 

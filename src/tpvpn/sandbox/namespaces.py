@@ -18,7 +18,9 @@ from tpvpn.errors import PrivilegeError
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000  # linux/sched.h
 KINDS = {"user": _CLONE_NEWUSER, "net": _CLONE_NEWNET, "mnt": _CLONE_NEWNS}
 """In the order in which they are made and entered: the first gives the right to the others."""
-_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC = 0x2, 0x4, 0x1000, 0x4000  # linux/mount.h
+_MS_NOSUID, _MS_NODEV, _MS_BIND = 0x2, 0x4, 0x1000  # linux/mount.h
+_OPEN_TREE, _MOVE_MOUNT = 428, 429  # asm-generic/unistd.h: the same on all architectures
+_AT_FDCWD, _AT_RECURSIVE, _CLONE_TREE, _FROM_EMPTY_PATH = -100, 0x8000, 0x1, 0x4  # linux/fcntl.h, linux/mount.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _SWITCHES = {
@@ -97,14 +99,15 @@ def entering(namespaces: Sequence[int], directory: str) -> Callable[[], None]:
 def hidden_directory() -> int:
     """A directory of this mount namespace that no path leads to: its files can be mounted elsewhere.
 
-    Only what is mounted can be bound to another place, so it is mounted beneath a directory that is put back on top.
+    Only what is mounted can be bound to another place, so it is mounted beneath a directory that is put back on top: a
+    copy of that from before, which a bind of it with all mounts below would be hidden in (open_tree(2), move_mount(2)).
     """
-    place = "/tmp"
-    before = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    place = b"/tmp"
+    before = _check(_libc.syscall(_OPEN_TREE, _AT_FDCWD, place, _CLONE_TREE | _AT_RECURSIVE | os.O_CLOEXEC))
     try:
-        _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
+        _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
         hidden = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _mount(f"/proc/self/fd/{before}", place, None, _MS_BIND | _MS_REC, None)
+        _check(_libc.syscall(_MOVE_MOUNT, before, b"", _AT_FDCWD, place, _FROM_EMPTY_PATH))
     finally:
         os.close(before)
     return hidden
@@ -120,7 +123,8 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
     _check(_libc.mount(*words, ctypes.c_ulong(flags), data if data is None else data.encode()), target)
 
 
-def _check(result: int, file: str | None = None) -> None:
-    if result:
+def _check(result: int, file: str | None = None) -> int:
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), file)
+    return result
