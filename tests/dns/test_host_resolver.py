@@ -282,6 +282,7 @@ def test_a_vpn_s_servers_and_domains_are_told(host: Host) -> None:
         eventually(lambda: session.status()["claimed"] == [], LOOK_AGAIN + 2, "it went")
 
 
+@pytest.mark.alone
 def test_a_file_that_others_write_is_taken_again(host: Host) -> None:
     host.plain("nameserver 192.0.2.53\n")
     with host.session() as session:

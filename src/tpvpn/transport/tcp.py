@@ -120,7 +120,10 @@ class Direct:
     async def dial(self, addresses: list[str]) -> tuple[Stream, bytes]:
         """A stream on which frames may begin, and the bytes that came early. ManagerError says what went wrong."""
         return await first(
-            addresses, lambda address: _dial(self.endpoint, address), f"the manager at {self.endpoint.authority}"
+            addresses,
+            lambda address: _dial(self.endpoint, address),
+            f"the manager at {self.endpoint.authority}",
+            CONNECT_TIMEOUT,
         )
 
 
@@ -138,7 +141,7 @@ async def first(
     addresses: list[str],
     dial: Callable[[str], Awaitable[tuple[Stream, bytes]]],
     whom: str,
-    timeout: float = CONNECT_TIMEOUT,
+    timeout: float,
 ) -> tuple[Stream, bytes]:
     """What dialling the first address that answers gives. ManagerError with what every address said."""
     failures: list[str] = []
