@@ -15,7 +15,7 @@ LAYERS = {
     "proto": 1, "report": 1, "events": 1, "client_metrics": 1, "talkers": 2, "helper.protocol": 1, "helper.decoders": 1,
     "tun": 2, "journal": 2, "netlink": 2, "nfnetlink": 2, "route.netlink": 2, "route.changes": 2, "rundir": 2,
     "xfrm": 2, "sockdiag": 2, "holders": 2, "privileged": 2,
-    "dns.policy": 1, "dns.answers": 1, "dns.cache": 1, "dns.advice": 1,
+    "dns.policy": 1, "dns.resolv_conf": 1, "dns.answers": 1, "dns.cache": 1, "dns.advice": 1,
     "dns.system": 2, "dns.names": 2, "dns.ask": 2, "dns.resolved": 2, "dns.file": 2, "dns.marker": 2, "dns.shown": 2,
     "dns.neighbours": 2,
     "dns.exchange": 3, "dns.upstream": 3, "dns.tcp": 3, "dns.server": 3,

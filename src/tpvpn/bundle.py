@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tpvpn.errors import LinkLostError
-from tpvpn.link import Link, Memory, Receive
+from tpvpn.link import Link, Memory, Receive, nobody
 from tpvpn.wire import frame, vnet
 
 DRAIN = 2.0
@@ -49,7 +49,7 @@ class Bundle:
     """The links of one session; its user sets `receive` and `on_drained`. `offload`: a virtio-net header is there."""
 
     def __init__(self, *, offload: bool) -> None:
-        self.receive: Receive = _nobody
+        self.receive: Receive = nobody
         self.on_drained: Callable[[], None] = _nothing
         self.on_change: Callable[[], None] = _nothing
         """There is a link that carries, or there is none any more."""
@@ -188,7 +188,3 @@ def flow_hash(packet: memoryview) -> int:
 
 def _nothing() -> None:
     pass
-
-
-def _nobody(buffer: Memory, start: int, end: int) -> int:
-    raise TypeError("a link began to receive before its session")

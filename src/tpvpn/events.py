@@ -45,14 +45,10 @@ class Events:
         """One more who is told."""
         self._listeners.append(listener)
 
-    def leave(self, listener: Listener) -> None:
-        """Who is told no more."""
-        self._listeners.remove(listener)
-
     def tell(self, kind: Kind, text: str = "", **facts: Any) -> None:
         """It happened."""
         event = Event(kind, text, facts)
-        for listener in tuple(self._listeners):
+        for listener in self._listeners:
             listener(event)
 
     def say(self, text: str) -> None:

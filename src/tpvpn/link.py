@@ -36,7 +36,7 @@ class Link:
 
     def __init__(self, stream: Stream, on_lost: Callable[[TpvpnError], None], early: bytes = b"") -> None:
         self.stream = stream
-        self.receive: Receive = _nobody
+        self.receive: Receive = nobody
         self.on_lost = on_lost
         self.on_drained: Callable[[], None] = _nothing
         self.congested = False
@@ -200,7 +200,8 @@ def _nothing() -> None:
     pass
 
 
-def _nobody(buffer: Memory, start: int, end: int) -> int:
+def nobody(buffer: Memory, start: int, end: int) -> int:
+    """The `receive` of whoever has no owner yet."""
     raise TypeError("a link began to receive before its owner")
 
 

@@ -13,7 +13,17 @@ from functools import partial
 from typing import Any
 
 from tpvpn.dns.exchange import Exchange
-from tpvpn.dns.policy import DOMAIN, Decision, Naming, Neighbour, Policy, domain_of, own_suffix
+from tpvpn.dns.policy import (
+    DOMAIN,
+    Decision,
+    Naming,
+    Neighbour,
+    Policy,
+    as_written,
+    domain_of,
+    own_suffix,
+    reverse_name,
+)
 from tpvpn.dns.server import Server
 from tpvpn.dns.shown import shown
 from tpvpn.dns.upstream import Upstream
@@ -21,8 +31,8 @@ from tpvpn.errors import TpvpnError
 from tpvpn.helper.client import HelperClient
 from tpvpn.host_resolver import Mode
 from tpvpn.place import HERE, Place, Resolver
+from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Plan
-from tpvpn.talkers import reverse_name, service_name
 from tpvpn.wire.dns import AAAA, PTR, A
 
 SETTLE = 0.2
@@ -221,9 +231,9 @@ class Namer:
         """What the cluster calls an address of its own, as people write it; None when it does not say."""
         with contextlib.suppress(TpvpnError):
             if self._server:
-                _, answer = await self._server.resolve(reverse_name(address), PTR)
+                _, answer = await self._server.resolve(reverse_name(Prefix.host(address)), PTR)
                 if records := shown(answer or b"").records:
-                    return service_name(records[0].rsplit(" ", 1)[1], self._policy.below)
+                    return as_written(records[0].rsplit(" ", 1)[1], self._policy.below)
         return None
 
     async def explain(self, name: str) -> dict[str, Any]:

@@ -124,9 +124,9 @@ def _names(place: Path) -> list[str]:
 
 
 def sessions() -> list[Session]:
-    """The sessions of this network namespace that run."""
+    """The sessions of this network namespace that run, the oldest first: the next one's table is a higher one."""
     found = (read(name) for name in dict.fromkeys(name for place in _bases() for name in _names(place)))
-    return [session for session in found if session is not None and session.running]
+    return sorted((one for one in found if one is not None and one.running), key=lambda one: one.table)
 
 
 def read(name: str) -> Session | None:

@@ -7,7 +7,6 @@ questions, one an address, asked behind the back of whoever looks; until there i
 """
 
 import asyncio
-import ipaddress
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -104,14 +103,3 @@ def _talker(flows: Sequence[Flow], before: dict[bytes, Flow], seconds: float) ->
         sent_rate=round((sent - sent_before) / seconds) if before else 0,
         received_rate=round((received - received_before) / seconds) if before else 0,
     )
-
-
-def reverse_name(address: str) -> str:
-    """The name that is asked for an address's own (RFC 1035 section 3.5, RFC 3596 section 2.5)."""
-    return ipaddress.ip_address(address).reverse_pointer
-
-
-def service_name(name: str, domain: str) -> str:
-    """A name of the cluster as people write it: `web.default.svc.cluster.local.` is web.default."""
-    name = name.rstrip(".")
-    return name.removesuffix(f".{domain}").removesuffix(".svc") if name.endswith(f".{domain}") else name

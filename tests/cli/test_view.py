@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpvpn.cli.view import Rates, Style, bits, duration, screen, size
+from tpvpn.dns.policy import as_written
 from tpvpn.sockdiag import Flow
-from tpvpn.talkers import busiest, service_name
+from tpvpn.talkers import busiest
 
 SUBNET = {"cidr": "10.130.0.0/16", "kind": "service", "verdict": "routed", "routes": ["10.130.0.0/16"], "virtual": None}
 CONFLICT = {"route": "10.0.0.0/8", "device": "tun0", "owner": "openvpn", "allowed": False}
@@ -162,4 +163,4 @@ def test_the_busiest_come_first_by_destination() -> None:
     ],
 )
 def test_names_as_people_write_them(name: str, shown: str) -> None:
-    assert service_name(name, "cluster.local") == shown
+    assert as_written(name, "cluster.local") == shown

@@ -12,7 +12,7 @@ def running(name: str | None) -> "list[Session]":
     """The sessions that run, the oldest first, or the named one alone; UsageError when that does not run."""
     from tpvpn import rundir
 
-    found = sorted(rundir.sessions(), key=lambda one: one.table)
+    found = rundir.sessions()
     if name is None:
         return found
     rundir.directory(name)  # whether it is a name

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +72,6 @@ def _rights_of(account: "struct_passwd | None") -> Generator[None]:
         os.seteuid(uid)
         os.setegid(gid)
         os.setgroups(groups)
-
-
-def rights_of_caller() -> AbstractContextManager[None]:
-    """The rights of the user who called sudo, where that is who runs this."""
-    return _rights_of(_caller_of_sudo())
 
 
 def home() -> Path:

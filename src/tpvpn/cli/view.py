@@ -91,7 +91,7 @@ def screen(
     width = max(width, LEAST)
     head = [*_head(status, width), *_throughput(status["traffic"], rates, width, style)]
     parts: dict[str, list[Line]] = {
-        "subnets": _subnets(status, width),
+        "subnets": _subnets(status),
         "messages": [[Piece(f"  {message}")] for message in reversed(messages)],
         "most traffic": [_talker(talker, width) for talker in status["talkers"]],
     }
@@ -140,7 +140,7 @@ def _level(rate: float, top: float) -> int:
     return 0 if rate <= 0 else 1 + min(7, int(8 * rate / top))
 
 
-def _subnets(status: Mapping[str, Any], width: int) -> list[Line]:
+def _subnets(status: Mapping[str, Any]) -> list[Line]:
     lines, subnets = list[Line](), status["plan"]["subnets"]
     column = max((len(subnet["cidr"]) for subnet in subnets), default=0)
     for subnet in subnets:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 from tpvpn.dns.policy import is_below
+from tpvpn.dns.resolv_conf import lines_of
 from tpvpn.doctor.check import Check
 
 Id = Literal[
@@ -246,19 +247,13 @@ def of_dnssec(resolved_conf: str, links: str) -> Iterator[Check]:
 
 def first_server(resolv_conf: str) -> str:
     """Whom programs ask first; the host itself where nobody is named (resolv.conf(5))."""
-    return next((words[0] for words in _lines(resolv_conf, "nameserver") if words), "127.0.0.1")
+    return next((words[0] for words in lines_of(resolv_conf, "nameserver") if words), "127.0.0.1")
 
 
 def searched(resolv_conf: str) -> list[str]:
     """The domains that are searched: the last line counts."""
-    found = _lines(resolv_conf, "search", "domain")
+    found = lines_of(resolv_conf, "search", "domain")
     return found[-1] if found else []
-
-
-def _lines(resolv_conf: str, *keywords: str) -> list[list[str]]:
-    """The words behind the keywords, of each line."""
-    lines = (line.split() for line in resolv_conf.splitlines())
-    return [words[1:] for words in lines if words and words[0] in keywords]
 
 
 def of_resolv_conf(now: str, listening: Sequence[str], mode: str, *, below: bool) -> Iterator[Check]:

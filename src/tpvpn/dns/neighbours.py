@@ -9,6 +9,5 @@ def neighbours(name: str, table: int) -> tuple[Neighbour, ...]:
 
     Of two sessions the older one has the lower table, as for routes; one that has announced nothing has no names.
     """
-    others = sorted((one for one in rundir.sessions() if one.name != name), key=lambda one: one.table)
-    found = [(one, rundir.announced(one.name)) for one in others]
+    found = [(one, rundir.announced(one.name)) for one in rundir.sessions() if one.name != name]
     return tuple(Neighbour(one.name, said, one.table < table) for one, said in found if said is not None)

@@ -18,6 +18,7 @@ from importlib import resources
 from itertools import pairwise
 from typing import Literal
 
+from tpvpn.dns.resolv_conf import lines_of
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.verdict import Plan
 from tpvpn.wire import dns
@@ -99,7 +100,7 @@ def domain_of(resolv_conf: str) -> str | None:
 
     Of several lines the last counts (resolv.conf(5)).
     """
-    lines = [words[1:] for words in map(str.split, resolv_conf.lower().splitlines()) if words[:1] == ["search"]]
+    lines = lines_of(resolv_conf.lower(), "search")
     names = [word.rstrip(".") for word in lines[-1]] if lines else []
     found = (domain for before, domain in pairwise(names) if before == f"svc.{domain}")
     return next(
@@ -351,6 +352,12 @@ def host_of(name: str) -> Prefix | None:
 def reverse_name(host: Prefix) -> str:
     """The reverse name of an address."""
     return ipaddress.ip_address(host.address()).reverse_pointer
+
+
+def as_written(name: str, domain: str) -> str:
+    """A name of the cluster as people write it: `web.default.svc.cluster.local.` is web.default."""
+    name = name.rstrip(".")
+    return name.removesuffix(f".{domain}").removesuffix(".svc") if name.endswith(f".{domain}") else name
 
 
 def zone_of(name: str, subnet: Prefix) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+from tpvpn.dns.resolv_conf import lines_of
 from tpvpn.proto.session import SPACE4, SPACE6
 
 FILES = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
@@ -32,11 +33,10 @@ def nameservers_of(text: str) -> Iterator[str]:
 
 def servers_of(text: str) -> Iterator[str]:
     """All the DNS servers that a resolv.conf names, as they stand there."""
-    for words in map(str.split, text.splitlines()):
-        if len(words) > 1 and words[0] == "nameserver":
-            with contextlib.suppress(ValueError):
-                ip_address(words[1].partition("%")[0])
-                yield words[1]
+    for server, *_ in filter(None, lines_of(text, "nameserver")):
+        with contextlib.suppress(ValueError):
+            ip_address(server.partition("%")[0])
+            yield server
 
 
 def is_own(server: str) -> bool:

@@ -180,13 +180,11 @@ class HelperClient:
 
     def _on_readable(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._connection, protocol.MESSAGE_LIMIT, 4)
+            data, descriptors = receive(self._connection, 4)
         except BlockingIOError:
             return
         except OSError:
             data, descriptors = b"", list[int]()
-        for descriptor in descriptors:  # recv_fds ignores MSG_CMSG_CLOEXEC; a command must not hold the TUN open
-            os.set_inheritable(descriptor, False)
         if not data or not self._waiting:
             self._end()
             return
@@ -207,6 +205,14 @@ class HelperClient:
                 answer.set_exception(_gone())
         self._waiting.clear()
         self.closed.set_result(None)
+
+
+def receive(connection: socket.socket, most: int) -> tuple[bytes, list[int]]:
+    """A message of a helper's, with its descriptors, which no command inherits: one must not hold the TUN open."""
+    data, descriptors, _, _ = socket.recv_fds(connection, protocol.MESSAGE_LIMIT, most)
+    for descriptor in descriptors:  # recv_fds ignores MSG_CMSG_CLOEXEC
+        os.set_inheritable(descriptor, False)
+    return data, descriptors
 
 
 def _gone() -> TpvpnError:

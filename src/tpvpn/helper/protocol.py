@@ -165,10 +165,14 @@ def _own_address(value: Any) -> str:
     return str(ip)
 
 
+def is_domain(name: str) -> bool:
+    """Whether it is a name as resolv.conf and D-Bus take it (RFC 1035 section 2.3.4): no space, no line's end."""
+    return bool(re.fullmatch(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}", name))
+
+
 def _domain(value: Any) -> str:
-    """A name as resolv.conf and D-Bus take it (RFC 1035 section 2.3.4): no space, no line's end."""
     name: str = text(253)(value)
-    if not re.fullmatch(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}", name):
+    if not is_domain(name):
         raise ValueError(f"{name!r} is no domain")
     return name
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
-from tpvpn.link import Memory, Receive
+from tpvpn.link import Receive, nobody
 from tpvpn.manager.reach import Reach, SessionReach
 from tpvpn.manager.socket_carrier import SocketCarrier
 from tpvpn.manager.socket_exit import MAX_FLOWS, MAX_MEMORY, OFFLOADS
@@ -76,7 +76,7 @@ class _Side:
     other: "_Side"
 
     def __init__(self) -> None:
-        self.receive: Receive = _nobody
+        self.receive: Receive = nobody
         self.on_drained: Callable[[], None] = lambda: None
         self._left: memoryview | None = None
 
@@ -114,7 +114,3 @@ def _packed(address: str | None) -> bytes | None:
 
 def _nothing(kind: int, payload: bytes) -> None:
     """There are packets only."""
-
-
-def _nobody(buffer: Memory, start: int, end: int) -> int:
-    raise TypeError("a link began to receive before its owner")

@@ -5,19 +5,17 @@ network: a resolver at 127.0.0.53 answers too, and what a VPN brings along is fo
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tpvpn.dns.file import LOCAL, FileWatch, Taken
 from tpvpn.dns.marker import FILE
+from tpvpn.dns.resolv_conf import lines_of
 from tpvpn.dns.system import servers_of
 from tpvpn.errors import TpvpnError
 from tpvpn.helper.client import HelperClient
-from tpvpn.helper.protocol import SEARCH_LIMIT
+from tpvpn.helper.protocol import SEARCH_LIMIT, is_domain
 from tpvpn.host_resolver import Mode
-
-_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 
 class SandboxResolver:
@@ -85,6 +83,6 @@ def _servers() -> tuple[str, ...]:
 
 def _searched() -> list[str]:
     """The domains that the host's file has searched, those that are names; the last line counts (resolv.conf(5))."""
-    lines = [words[1:] for words in map(str.split, _text().splitlines()) if words[:1] in (["search"], ["domain"])]
+    lines = lines_of(_text(), "search", "domain")
     found = [word.lower().rstrip(".") for word in (lines[-1] if lines else [])]
-    return [name for name in found if _NAME.fullmatch(name)]
+    return [name for name in found if is_domain(name)]

@@ -23,7 +23,7 @@ from typing import Any
 from tpvpn.dns.policy import Neighbour
 from tpvpn.errors import PrivilegeError, TpvpnError
 from tpvpn.helper import protocol
-from tpvpn.helper.client import Claimed, HelperClient
+from tpvpn.helper.client import Claimed, HelperClient, receive
 from tpvpn.place import Place
 from tpvpn.route.changes import Changes
 from tpvpn.route.fib import Route, View
@@ -127,13 +127,11 @@ async def _hear(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     try:
         async with asyncio.timeout(PATIENCE):
             await readable.wait()
-        data, descriptors, _, _ = socket.recv_fds(connection, protocol.MESSAGE_LIMIT, len(KINDS) + 5)
+        data, descriptors = receive(connection, len(KINDS) + 5)
     except (TimeoutError, ConnectionError):
         data, descriptors = b"", []
     finally:
         loop.remove_reader(connection)
-    for descriptor in descriptors:  # recv_fds ignores MSG_CMSG_CLOEXEC
-        os.set_inheritable(descriptor, False)
     if not data:
         raise PrivilegeError("the sandbox could not be made: what is above says why")
     return protocol.parse_reply(data), descriptors
