@@ -219,7 +219,7 @@ class Engine:
         capture = self._settings.capture
         device = capture.tap(tun, offload=bool(terms.offloads)) if capture else tun
         self._tunnel = Tunnel(device, terms, self._namer.exchange.receive, self._on_linked)
-        stack.callback(self._tunnel.close)
+        stack.push_async_callback(self._tunnel.leave)
         self._talkers = Talkers(self._addresses, self._namer.name_of)
         stack.callback(self._talkers.close)
         link = self._tunnel.join(0, stream, early)

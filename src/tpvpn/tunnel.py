@@ -22,6 +22,8 @@ from tpvpn.wire import frame
 
 HANDSHAKE_TIMEOUT = 10.0
 CONFIG_TIMEOUT = 10.0
+PARTING = 1.0
+"""Seconds in which the manager is to hear our goodbye."""
 GOODBYE = frame.encode(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
 
 
@@ -222,12 +224,26 @@ class Tunnel:
         """Have the manager ask its own resolver; what that says comes to `on_dns` with the same identity, if at all."""
         self._bundle.send(frame.DNS, identity.to_bytes(2) + message)
 
+    async def leave(self) -> None:
+        """Say goodbye, wait until the manager has heard it, which ends all links, or seems not to, and `close()`.
+
+        A goodbye may wait behind packets; and to close a socket that has something to read resets the connection
+        (RFC 2525 section 2.17), by which the other end may lose it.
+        """
+        self._pump.stop()
+        self._bundle.on_change = lambda: None
+        try:
+            self._bundle.send(frame.CONTROL, GOODBYE[frame.HEADER_LENGTH :])
+            if self.is_linked:
+                await asyncio.wait([link.lost for link in self._links], timeout=PARTING)
+        finally:
+            self.close()
+
     def close(self) -> None:
-        """Say goodbye and close all links."""
+        """Close all links at once."""
         self._settle(LinkLostError("the session was closed"))
         self._pump.stop()
         self._bundle.on_change = lambda: None
-        self._bundle.send(frame.CONTROL, GOODBYE[frame.HEADER_LENGTH :])
         for link in self._links:
             link.close()
 

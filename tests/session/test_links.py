@@ -1,15 +1,20 @@
 """The connections of a whole session: how many, how old, and what becomes of it when there is none."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from laptop import ALLOWED, CLUSTER4, Laptop, Session
 
 from peers import eventually
+from pod import inside
+from tpvpn.lab.topology import PODS
 
 CUT = ("ss", "-K", "dst", "192.0.2.10")
 
@@ -110,6 +115,51 @@ def test_several_share_the_traffic(laptop: Laptop) -> None:
         eventually(lambda: status(laptop)["links"] == 3, 5, "three links again")
         assert session.said.count("took us in") == 1
         assert "forgotten" not in session.said
+
+
+@contextlib.contextmanager
+def flooded(laptop: Laptop, up: bool) -> Iterator[None]:
+    """More bytes than the session takes, one way."""
+    with inside(laptop.lab.namespace("cluster")):
+        listening = socket.create_server((PODS[0], 0))
+    with listening, laptop.socket(socket.AF_INET) as near:
+        near.settimeout(10)
+        near.connect(listening.getsockname())
+        far, _ = listening.accept()
+        with far, ThreadPoolExecutor(2) as pool:
+            pool.submit(send, near if up else far)
+            pool.submit(receive, far if up else near)
+            try:
+                yield
+            finally:
+                for end in (near, far):
+                    with contextlib.suppress(OSError):  # it has ended already
+                        end.shutdown(socket.SHUT_RDWR)
+
+
+def send(connected: socket.socket) -> None:
+    chunk = bytes(1 << 20)
+    while True:
+        connected.sendall(chunk)
+
+
+def receive(connected: socket.socket) -> None:
+    buffer = bytearray(1 << 20)
+    while connected.recv_into(buffer):
+        pass
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_the_manager_hears_the_goodbye_in_the_middle_of_traffic(laptop: Laptop, up: bool) -> None:
+    """Else it would keep the address, and what is open, for as long as it waits for lost sessions."""
+    said = 'reason="the client said goodbye"'
+    for _ in range(5):
+        before = laptop.lab.log("manager").read_text().count(said)
+        with contextlib.ExitStack() as traffic:
+            with laptop.connected():
+                traffic.enter_context(flooded(laptop, up))
+                laptop.reaches("cluster", CLUSTER4[:1])
+            eventually(lambda: laptop.lab.log("manager").read_text().count(said) > before, 3, "it heard it")  # noqa: B023
 
 
 def test_a_manager_that_comes_back_without_the_session_resets_what_was_open(laptop: Laptop) -> None:
