@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,11 @@ def _allowed(peer: socket.socket) -> bool:
 
 def _socket(directory: Path) -> Path:
     return directory / "control" / "socket"
+
+
+def listed(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What sessions answered to `status`, as other programs read it."""
+    return {"schema": "tpvpn.status/1", "sessions": answers}
 
 
 def ask(directory: Path, request: str) -> dict[str, Any]:

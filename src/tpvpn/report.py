@@ -111,11 +111,16 @@ def counts(plan: Plan) -> str:
     return ", ".join(f"{count[verdict]} {verdict}" for verdict in COLOURS if count[verdict])
 
 
+def painted(text: str, colour: int) -> str:
+    """The text in a colour, an SGR code, and then in that of before."""
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
 def subnet_lines(subnet: Subnet, width: int, colour: bool) -> Iterator[str]:
     """One wanted subnet: verdict, routes, what is withheld, and every conflict with what allowing it would hide."""
     verdict = f"{subnet.verdict:<8}"
     if colour:
-        verdict = f"\x1b[{COLOURS[subnet.verdict]}m{verdict}\x1b[0m"
+        verdict = painted(verdict, COLOURS[subnet.verdict])
     prefix = subnet.wanted.prefix
     yield f"{prefix!s:<{width}}  {verdict}  {subnet.wanted.kind}, from {subnet.wanted.source}"
     if subnet.virtual is not None:

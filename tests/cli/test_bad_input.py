@@ -95,7 +95,7 @@ def test_sessions_that_do_not_run_or_are_anothers(laptop: Laptop) -> None:
     anothers = "this session is another user's: ask as that user, or as root"
     assert refused(2, laptop.tpvpn("status", "--name", "work")) == "no session work runs here"
     assert refused(2, laptop.tpvpn("quit")) == "no session runs here"
-    with laptop.connected():
+    with laptop.connected() as session:
         for command in (["status"], ["quit"], ["why", "1.2.3.4"]):
             there = refused(2, laptop.tpvpn(*command, "--name", "work"))
             assert there == "no session work runs here: those that run are default"
@@ -106,6 +106,7 @@ def test_sessions_that_do_not_run_or_are_anothers(laptop: Laptop) -> None:
         assert all_of_them.returncode == 0 and anothers in all_of_them.stderr
         assert "there is no such name (NXDOMAIN)" in laptop.tpvpn("why", "nosuch.default").stdout
         assert laptop.tpvpn("quit").returncode == 0
+        assert session.wait() == 0
         assert refused(2, laptop.tpvpn("quit")) == "no session runs here"
 
 

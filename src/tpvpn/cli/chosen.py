@@ -7,6 +7,8 @@ from tpvpn.errors import UsageError
 if TYPE_CHECKING:
     from tpvpn.rundir import Session
 
+NOBODY = "no session runs here"
+
 
 def running(name: str | None) -> "list[Session]":
     """The sessions that run, the oldest first, or the named one alone; UsageError when that does not run."""

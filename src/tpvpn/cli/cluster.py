@@ -2,17 +2,22 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import routing
 from tpvpn.rundir import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from tpvpn.cluster import Options
     from tpvpn.kube.access import Access
+    from tpvpn.kube.api import Cluster
+    from tpvpn.kube.installed import Installed
     from tpvpn.route.verdict import Request
+    from tpvpn.wishes import FromCluster
 
 _REPEATED = (
     *("--manager", "--token-file", "--tls-pin", "--kubeconfig", "--context", "--namespace", "--as", "--as-group"),
@@ -106,6 +111,17 @@ def _given(arguments: argparse.Namespace) -> Iterator[str]:
             yield from (word for one in value for word in (flag, one))
         elif value and value != usual.get(name):
             yield from (flag, value)
+
+
+async def wishes_of(
+    arguments: argparse.Namespace, cluster: "Cluster", admins: "Installed | None", say: Callable[[str], None]
+) -> "FromCluster":
+    """What the flags ask for, and what a look at the cluster adds to it. Errors: ClusterError, UsageError."""
+    from tpvpn.wishes import FromCluster
+
+    wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), say)
+    await wishes.look()
+    return wishes
 
 
 def manager_options(arguments: argparse.Namespace) -> "Options":

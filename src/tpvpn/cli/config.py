@@ -84,9 +84,19 @@ def _home(account: "struct_passwd | None") -> str:
 
 
 def _path(account: "struct_passwd | None") -> Path:
-    """Where the file is, or would be. A relative XDG_CONFIG_HOME is ignored (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path(_home(account), ".config")) / "tpvpn" / "config.yaml"
+    """Where the file is, or would be."""
+    return _directory("XDG_CONFIG_HOME", ".config", account) / "config.yaml"
+
+
+def state_directory() -> Path:
+    """Where the logs of whoever runs this are."""
+    return _directory("XDG_STATE_HOME", ".local/state", _caller_of_sudo())
+
+
+def _directory(variable: str, default: str, account: "struct_passwd | None") -> Path:
+    """Ours, of one kind; a relative path in the variable is ignored (XDG Base Directory Specification)."""
+    base = os.environ.get(variable, "")
+    return (Path(base) if os.path.isabs(base) else Path(_home(account), default)) / "tpvpn"
 
 
 def _shown(account: "struct_passwd | None") -> str:

@@ -6,7 +6,6 @@ Each display is a listener of the session's events. While the session runs, the 
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from tpvpn.cli import say
-from tpvpn.cli.screen import Screen, is_terminal, open_screen, style
+from tpvpn.cli.screen import Screen, is_terminal, open_screen, size, style
 from tpvpn.cli.view import FAINT, GREEN, YELLOW, Piece, Rates, screen
 from tpvpn.events import SCHEMA, Event
 
@@ -118,7 +117,7 @@ class Steps(Lines):
 
     def _on_step(self, event: Event) -> None:
         step, state = event.facts["step"], event.facts["state"]
-        width = _columns()
+        width, _ = size(sys.stderr.fileno())
         self._erase()
         self._pending = ""
         if state == "begun":
@@ -129,8 +128,7 @@ class Steps(Lines):
         seconds = f"{event.facts['seconds']:.2f} s"
         mark = {"done": Piece("✓ " if self._style.unicode else "+ ", GREEN), "failed": Piece("! ", YELLOW)}[state]
         room = max(10, min(width, 100) - 25)
-        detail = event.facts["detail"]
-        shown = detail if len(detail) <= room else f"{detail[: room - 1]}…"
+        shown = self._style.cut(event.facts["detail"], room)
         line = [mark, Piece(f"{step:<10}  {shown:<{room}}"), Piece(f"{seconds:>9}", FAINT)]
         self._write(self._style.render(line, width) + "\n")
 
@@ -212,10 +210,3 @@ def _handle_signals(opened: Screen, changed: asyncio.Event) -> None:
 
 def _sentence(event: Event) -> str:
     return f"warning: {event.text}" if event.kind == "warning" else event.text
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except OSError:
-        return 80

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands, say
-from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
-from tpvpn.cli.config import home
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, wishes_of
+from tpvpn.cli.config import home, state_directory
 from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import add_routing_flags
 from tpvpn.errors import UsageError
@@ -50,10 +50,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 0 when nothing failed, else 1."""
-    import asyncio
-
     from tpvpn import rundir
     from tpvpn.cli.chosen import the_one
+    from tpvpn.cli.loop import run as run_loop
+    from tpvpn.cli.screen import has_colours
     from tpvpn.doctor.examine import examine
     from tpvpn.doctor.patient import rooted
 
@@ -67,17 +67,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.bundle and os.path.lexists(arguments.bundle):
         raise UsageError(f"--bundle {arguments.bundle} is there already: name a file that is not")
     wishes = _wishes(arguments)
-    found = asyncio.run(examine(wishes, seen))
+    found = run_loop(examine(wishes, seen))
     if arguments.bundle:
         from tpvpn.doctor.bundle import write
 
-        write(arguments.bundle, found, wishes.access, redact_names=arguments.redact_names)
+        write(arguments.bundle, found, wishes.access, state_directory(), redact_names=arguments.redact_names)
         say(f"{arguments.bundle} is for whoever helps you: look into it before you send it")
     if arguments.output == "json":
         print(json.dumps(found.as_json(), indent=2))
     else:
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print("\n".join(_text(found, colour)))
+        print("\n".join(_text(found, has_colours(sys.stdout))))
     return 0 if found.ok else 1
 
 
@@ -103,21 +102,19 @@ def _wishes(arguments: argparse.Namespace) -> "Wishes":
 
 async def _plan_of(arguments: argparse.Namespace, cluster: "Cluster") -> "Plan":
     """What connect would route of this cluster."""
-    from functools import partial
-
     from tpvpn.events import Events
     from tpvpn.kube.installed import NAME, installed
     from tpvpn.router import Router
-    from tpvpn.wishes import FromCluster
 
     admins = await installed(cluster, arguments.manager_namespace or NAME)
-    wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), Events().say)
-    await wishes.look()
+    wishes = await wishes_of(arguments, cluster, admins, Events().say)
     return await Router(wishes.request, Events()).preview(arguments.name)
 
 
 def _text(found: "Found", colour: bool) -> Iterator[str]:
     """A line a check below its group's name, and a remedy below what is not well."""
+    from tpvpn.report import painted
+
     shown = ""
     for group, check in found.checks:
         if group != shown:
@@ -125,7 +122,7 @@ def _text(found: "Found", colour: bool) -> Iterator[str]:
             shown = group
         state = f"{check.state:8}"
         if colour:
-            state = f"\x1b[{COLOURS[check.state]}m{state}\x1b[0m"
+            state = painted(state, COLOURS[check.state])
         yield f"  {state} {check.sentence}"
         if check.remedy:
             yield f"             {check.remedy}"

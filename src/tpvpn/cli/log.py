@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tpvpn import __version__, rundir
-from tpvpn.cli.config import home
+from tpvpn.cli.config import state_directory
 from tpvpn.cli.verbosity import PROGRAM, TOLD
 from tpvpn.events import Event
 
@@ -29,7 +29,7 @@ class SessionLog:
 
     def __init__(self, name: str) -> None:
         """UsageError when the name is no session's."""
-        self.path: Path | None = directory() / f"{rundir.directory(name).name}.log"
+        self.path: Path | None = state_directory() / f"{rundir.directory(name).name}.log"
         if PROGRAM.level == logging.NOTSET:
             PROGRAM.setLevel(logging.INFO)
         try:
@@ -55,12 +55,6 @@ class SessionLog:
     def beside(self, describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
         """What `describe` gives, and where the log is."""
         return lambda: {**describe(), "log": str(self.path) if self.path else None}
-
-
-def directory() -> Path:
-    """Where logs are. A relative XDG_STATE_HOME is ignored (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else home() / ".local" / "state") / "tpvpn"
 
 
 class _File(RotatingFileHandler):

@@ -1,14 +1,11 @@
 """`tpvpn plan`: what connect would route, and what not and why; it changes nothing and needs no privilege."""
 
 import argparse
-import os
 import sys
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands, say
-from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, request_of
-from tpvpn.cli.naming import naming
+from tpvpn.cli.cluster import access, add_cluster_flags, add_manager_namespace, wishes_of
 from tpvpn.cli.routing import add_routing_flags, names_a_cluster, routing
 from tpvpn.cli.verbosity import add_verbosity
 from tpvpn.errors import ConflictError
@@ -38,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tpvpn import rundir
     from tpvpn.cli.loop import run as run_loop
+    from tpvpn.cli.screen import has_colours
     from tpvpn.events import Events
     from tpvpn.report import as_json, as_text
     from tpvpn.router import Router
@@ -46,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         print(json.dumps(as_json(plan), indent=2))
     else:
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(as_text(plan, colour), end="")
+        print(as_text(plan, has_colours(sys.stdout)), end="")
     return 0 if plan.ok else ConflictError.exit_code
 
 
@@ -57,10 +54,7 @@ async def _request(arguments: argparse.Namespace) -> "Request":
         return routing(arguments)
     from tpvpn.kube.api import opened
     from tpvpn.kube.installed import NAME, installed
-    from tpvpn.wishes import FromCluster
 
     async with opened(access(arguments)) as cluster:
         admins = await installed(cluster, arguments.manager_namespace or NAME)
-        wishes = FromCluster(cluster, admins, partial(request_of, arguments), partial(naming, arguments), say)
-        await wishes.look()
-    return wishes.request
+        return (await wishes_of(arguments, cluster, admins, say)).request

@@ -18,13 +18,27 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _TO_LINE_END, _TO_END = "\x1b[H", "\x1b[K", "\x1b[J"
 _PATIENCE = 0.5
 LEAST = (20, 6)
-"""Columns and lines; a terminal that says it has none has 80 and 24."""
+"""Columns and lines that are drawn."""
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether what is printed there may have colours; https://no-color.org."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def style(stream: TextIO) -> Style:
-    """What the terminal can show; https://no-color.org."""
+    """What the terminal can show."""
     unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
-    return Style(colour=not os.environ.get("NO_COLOR"), unicode=unicode)
+    return Style(colour=has_colours(stream), unicode=unicode)
+
+
+def size(fd: int) -> tuple[int, int]:
+    """Columns and lines of a terminal; of one that says it has none, and of what is none, 80 and 24."""
+    try:
+        columns, lines = os.get_terminal_size(fd)
+    except OSError:
+        columns, lines = 0, 0
+    return (columns, lines) if columns and lines else (80, 24)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -63,12 +77,9 @@ class Screen:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines."""
-        try:
-            columns, lines = os.get_terminal_size(self._fd)
-        except OSError:
-            columns, lines = 0, 0
-        return (max(columns, LEAST[0]), max(lines, LEAST[1])) if columns and lines else (80, 24)
+        """Columns and lines, as there are at least."""
+        columns, lines = size(self._fd)
+        return max(columns, LEAST[0]), max(lines, LEAST[1])
 
     def enter(self) -> None:
         """Show it."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpvpn.cli import notify
 from tpvpn.cli.capturing import capture_of
-from tpvpn.cli.cluster import access, manager_options, request_of
+from tpvpn.cli.cluster import access, manager_options, request_of, wishes_of
 from tpvpn.cli.command import Command
 from tpvpn.cli.naming import naming
 from tpvpn.cli.routing import names_a_cluster
@@ -71,7 +71,7 @@ async def lasting(
     if waiting:
         waiting.watch(partial(_stop, stopped, 130))
     async with contextlib.AsyncExitStack() as stack:
-        preparing = asyncio.create_task(settings(arguments, stack, events, hurried))
+        preparing = asyncio.create_task(_settings(arguments, stack, events, hurried))
         if not await _first(preparing, stopped):
             await _cancel(preparing)
             return stopped.result()
@@ -125,7 +125,7 @@ def _handle_signals(command: Command, hurried: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, handle, number, code)
 
 
-async def settings(
+async def _settings(
     arguments: argparse.Namespace, stack: contextlib.AsyncExitStack, events: "Events", hurried: asyncio.Event
 ) -> "Settings":
     """What the options ask for, and what they leave to the cluster.
@@ -133,15 +133,15 @@ async def settings(
     Errors: UsageError when they make no sense, ClusterError when the cluster is needed and not to be reached.
     """
     from tpvpn.engine import Settings
-    from tpvpn.wishes import Fixed, FromCluster
+    from tpvpn.wishes import Fixed
 
-    make, patience = partial(request_of, arguments), _patience(arguments)
-    session = partial(Settings, arguments.name, socket.gethostname(), links=arguments.links, patience=patience)
+    session = partial(
+        Settings, arguments.name, socket.gethostname(), links=arguments.links, patience=_patience(arguments)
+    )
     session = partial(session, capture=await capture_of(arguments, stack, events.say))
     transport = direct(arguments)
     if names_a_cluster(arguments) and transport:
-        fixed = Fixed(make(), naming(arguments))
-        return session(transport, fixed, arguments.dns)
+        return session(transport, Fixed(request_of(arguments), naming(arguments)), arguments.dns)
     from tpvpn.cluster import find, transport_to
     from tpvpn.kube.api import opened
 
@@ -151,8 +151,7 @@ async def settings(
         admins = await find(cluster, options)
         detail.short = cluster.server
     with events.step("subnets") as detail:
-        wishes = FromCluster(cluster, admins, make, partial(naming, arguments), events.say)
-        await wishes.look()
+        wishes = await wishes_of(arguments, cluster, admins, events.say)
         detail.short = ", ".join(str(wanted.prefix) for wanted in wishes.request.wanted)
     if transport is None:
         transport = await stack.enter_async_context(transport_to(cluster, admins, options, events.say, hurried))

@@ -33,35 +33,44 @@ def add_parsers(commands: Commands) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from tpvpn.cli.chosen import running
+    from tpvpn.cli.chosen import NOBODY, running
+    from tpvpn.control import listed
 
     if arguments.watch:
-        from tpvpn.errors import UsageError
-
-        if arguments.output == "prometheus":
-            raise UsageError("--watch shows text or JSON; for Prometheus, ask again and again")
-        from tpvpn import rundir
-        from tpvpn.cli.watching import watch
-
-        def look() -> tuple[list[dict[str, Any]], list[str]]:
-            return _ask(one for one in rundir.sessions() if arguments.name in (None, one.name))
-
-        return watch(look, _text if arguments.output == "text" else None)
+        return _watch(arguments)
     found = running(arguments.name)
     answers, unanswered = _ask(found, strict=bool(arguments.name))
     for line in unanswered:
         say(line)
     if arguments.output == "json":
-        print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}, indent=1))
+        print(json.dumps(listed(answers), indent=1))
     elif arguments.output == "prometheus":
         from tpvpn import client_metrics
 
         print(client_metrics.render(answers), end="")
     elif not found:
-        print("no session runs here")
+        print(NOBODY)
     for answer in answers if arguments.output == "text" else []:
         print(_text(answer))
     return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    """The same again and again; sessions may come and go."""
+    from tpvpn import rundir
+    from tpvpn.cli.chosen import NOBODY
+    from tpvpn.cli.watching import watch, watch_lines
+    from tpvpn.control import listed
+    from tpvpn.errors import UsageError
+
+    def look() -> tuple[list[dict[str, Any]], list[str]]:
+        return _ask(one for one in rundir.sessions() if arguments.name in (None, one.name))
+
+    if arguments.output == "prometheus":
+        raise UsageError("--watch shows text or JSON; for Prometheus, ask again and again")
+    if arguments.output == "json":
+        return watch_lines(look, lambda answers, _: json.dumps(listed(answers)))
+    return watch(look, lambda answers, unanswered: "\n".join([*map(_text, answers), *unanswered]) or NOBODY)
 
 
 def _ask(running: "Iterable[Session]", *, strict: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
@@ -112,18 +121,18 @@ def _text(status: dict[str, Any]) -> str:
 
 
 def _quit(arguments: argparse.Namespace) -> int:
-    from tpvpn.cli.chosen import running, the_one
+    from tpvpn.cli.chosen import NOBODY, running, the_one
     from tpvpn.errors import TpvpnError, UsageError
 
     if not arguments.all:
         session = the_one(arguments.name)
         if session is None:
-            raise UsageError("no session runs here")
+            raise UsageError(NOBODY)
         _end(session)
         return 0
     found, failed = running(None), list[tuple[str, TpvpnError]]()
     if not found:
-        print("no session runs here", file=sys.stderr)
+        print(NOBODY, file=sys.stderr)
     for session in reversed(found):  # the youngest first: none has to take over what another gives up
         try:
             _end(session)

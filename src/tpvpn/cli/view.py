@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tpvpn.report import COLOURS
+from tpvpn.report import COLOURS, painted
 
 GREEN, YELLOW, BOLD, FAINT = 32, 33, 1, 2
 """SGR codes (ECMA-48)."""
@@ -37,11 +37,14 @@ class Style:
         shown, left = list[str](), width
         for piece in line:
             text = piece.text if piece.text.isascii() and piece.text.isprintable() else self._plain(piece.text)
-            if len(text) > left:
-                text = text[: max(0, left - 1)] + (("…" if self.unicode else "~") if left else "")
+            text = self.cut(text, left)
             left -= len(text)
-            shown.append(f"\x1b[{piece.colour}m{text}\x1b[0m" if self.colour and piece.colour and text else text)
+            shown.append(painted(text, piece.colour) if self.colour and piece.colour and text else text)
         return "".join(shown)
+
+    def cut(self, text: str, width: int) -> str:
+        """As much of a text as is not wider, with a mark where it was cut."""
+        return text if len(text) <= width else (text[: width - 1] + ("…" if self.unicode else "~")) if width else ""
 
     def _plain(self, text: str) -> str:
         """The text with a "?" for what the terminal would obey, or give another width than one column (UAX #11)."""

@@ -1,6 +1,5 @@
-"""`status --watch`: the sessions again and again, as the screen of a terminal, as text, or as a JSON object a line."""
+"""`status --watch`: the sessions again and again, on the screen of a terminal, or a piece of text each time."""
 
-import json
 import signal
 import sys
 import time
@@ -8,27 +7,28 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from tpvpn.cli.chosen import NOBODY
 from tpvpn.cli.display import PERIOD
 from tpvpn.cli.screen import Screen, open_screen, style
 from tpvpn.cli.view import FAINT, Piece, Rates, screen
 
 Ask = Callable[[], tuple[list[dict[str, Any]], list[str]]]
-NOBODY = "no session runs here"
 
 
-def watch(ask: Ask, as_text: Callable[[dict[str, Any]], str] | None) -> int:
-    """Show what they answer until Ctrl-C; `as_text` gives a session's text where there is no screen, None: as JSON."""
+def watch_lines(ask: Ask, shown: Callable[[list[dict[str, Any]], list[str]], str]) -> int:
+    """Print what they answer until Ctrl-C, as `shown` has it."""
+    while True:
+        print(shown(*ask()), flush=True)
+        time.sleep(PERIOD)
+
+
+def watch(ask: Ask, shown: Callable[[list[dict[str, Any]], list[str]], str]) -> int:
+    """Show what they answer until Ctrl-C: on the screen, or as `shown` has it where there is none."""
     signal.signal(signal.SIGTERM, _end)
     with open_screen(sys.stdout) as opened:
-        if opened and as_text:
+        if opened:
             _watch_on(opened, ask)
-        while True:
-            answers, unanswered = ask()
-            if as_text:
-                print("\n".join([*map(as_text, answers), *unanswered]) or NOBODY, flush=True)
-            else:
-                print(json.dumps({"schema": "tpvpn.status/1", "sessions": answers}), flush=True)
-            time.sleep(PERIOD)
+        return watch_lines(ask, shown)
 
 
 def _watch_on(opened: Screen, ask: Ask) -> None:

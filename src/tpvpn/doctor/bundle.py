@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tpvpn import __version__
+from tpvpn.control import listed
 from tpvpn.dns.policy import public_domains
 from tpvpn.doctor.examine import Found
 from tpvpn.doctor.host import read_text
@@ -33,8 +34,11 @@ _PATIENCE = 5.0
 Content = str | dict[str, Any] | list[Any]
 
 
-def write(file: str, found: Found, access: Access, *, redact_names: bool) -> None:
-    """Write it to a new file, for its owner alone. UsageError when there is one, or it cannot be written."""
+def write(file: str, found: Found, access: Access, logs: Path, *, redact_names: bool) -> None:
+    """Write it to a new file, for its owner alone; `logs` is their directory.
+
+    UsageError when there is such a file, or it cannot be written.
+    """
     kubeconfigs = _kubeconfigs(access)
     secrets = {secret for one in kubeconfigs for secret in secrets_of(one)}
     shapes = [shape(one) for one in kubeconfigs]
@@ -47,14 +51,14 @@ def write(file: str, found: Found, access: Access, *, redact_names: bool) -> Non
     contents = dict[str, Content](
         {
             "doctor.json": found.as_json(),
-            "status.json": {"schema": "tpvpn.status/1", "sessions": [found.status] if found.status else []},
+            "status.json": listed([found.status] if found.status else []),
             "versions.json": _versions(),
             "kubeconfig.json": shapes,
             "network.txt": "\n".join(map(_network, _NETWORK)),
         }
     )
     contents |= {Path(path).name: text for path in _FILES if (text := read_text(Path(path), _MOST))}
-    contents |= {f"logs/{path.name}": text for path in _logs() if (text := _end_of(path))}
+    contents |= {f"logs/{path.name}": text for path in sorted(logs.glob("*.log*")) if (text := _end_of(path))}
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as raw, tarfile.open(fileobj=raw, mode="w:gz") as archive:
@@ -139,13 +143,6 @@ def _run(*command: str) -> str:
         return done.stdout[:_MOST]
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def _logs() -> list[Path]:
-    """The log files, where the XDG Base Directory Specification has state."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    place = Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state"
-    return sorted(place.glob("tpvpn/*.log*"))
 
 
 def _end_of(path: Path) -> str:
