@@ -135,7 +135,8 @@ class Engine:
             with step("manager") as detail:
                 held, stream, early = await self._reach_manager(addresses, 0)
                 stack.callback(stream.close)
-                terms = self._hold(held, detail)
+                terms, detail.sentence = held.terms, self._hold(held)
+                detail.short = f"{terms.pod} by {transport.name}"
             with step("TUN") as detail:
                 link = await self._open_device(stack, terms, stream, early, detail)
             with step("routes") as detail:
@@ -191,15 +192,14 @@ class Engine:
         self._namer.want(settings.wishes.naming)
         return held, stream, early
 
-    def _hold(self, held: Held, detail: Detail) -> Terms:
-        """The session is ours from now on; its terms."""
+    def _hold(self, held: Held) -> str:
+        """The session is ours from now on; a sentence when it is another one than before."""
         had, self._held = self._held, held
         transport, terms = self._settings.transport, held.terms
         transport.stay(terms.pod)
-        if not had or had.terms.session != terms.session:
-            detail.short = f"{terms.pod} by {transport.name}"
-            detail.sentence = f"manager {terms.pod} took us in by {transport.name}"
-        return terms
+        if had and had.terms.session == terms.session:
+            return ""
+        return f"manager {terms.pod} took us in by {transport.name}"
 
     async def _open_device(
         self, stack: contextlib.AsyncExitStack, terms: Terms, stream: Stream, early: bytes, detail: Detail
@@ -223,8 +223,8 @@ class Engine:
         self._talkers = Talkers(self._addresses, self._namer.name_of)
         stack.callback(self._talkers.close)
         link = self._tunnel.join(0, stream, early)
-        detail.short = f"{tun.name} with {' and '.join(self._addresses)}, MTU {terms.mtu}"
-        detail.sentence = f"device {detail.short.replace(' with ', ' has ', 1)}"
+        has = f"{' and '.join(self._addresses)}, MTU {terms.mtu}"
+        detail.short, detail.sentence = f"{tun.name} with {has}", f"device {tun.name} has {has}"
         return link
 
     def _on_linked(self) -> None:
@@ -299,9 +299,8 @@ class Engine:
                     await stream.send_all(GOODBYE)
                 stream.close()
                 raise
-            self._hold(held, detail := Detail())
-            if detail.sentence:
-                self._say(detail.sentence)
+            if news := self._hold(held):
+                self._say(news)
             link = self._tunnel.join(number, stream, early)
             try:
                 await self._begin(link)
@@ -353,7 +352,6 @@ class Engine:
             "name": self._settings.name,
             "state": self.state,
             "since": self._since.isoformat(timespec="seconds"),
-            "started": self._since.timestamp(),
             "pid": os.getpid(),
             "manager": {
                 "endpoint": self._settings.transport.name,

@@ -135,7 +135,7 @@ def test_a_vpn_that_goes_and_comes_in_between(laptop: Laptop) -> None:
 def test_a_planned_hand_over_costs_nothing(laptop: Laptop) -> None:
     """Links are renewed every 1.2 s: a gap of the pings is not 50 ms longer than the longest is without.
 
-    But for few: this machine has other things to do.
+    But for fewer than half of them: what one costs would show at each, and this machine has other things to do.
     """
     with busy(laptop, 5) as (_, running):
         time.sleep(3)
@@ -144,7 +144,7 @@ def test_a_planned_hand_over_costs_nothing(laptop: Laptop) -> None:
         began = time.monotonic()
         eventually(lambda: status(laptop)["reconnects"] >= 5, 15, "hand-overs")
         longer = [gap for gap in running.pings.seen.gaps(began) if gap > usual + 0.05]
-        assert len(longer) <= 1, longer
+        assert len(longer) < 3, longer
         assert running.transfer.gap(began) < 1
         running.finishes(20)
         assert running.datagrams.lost <= 5, "those that are on their way"

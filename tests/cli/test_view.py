@@ -25,7 +25,7 @@ TALKER = {
 STATUS = {
     "name": "default",
     "state": "ready",
-    "started": 0.0,
+    "since": "2026-01-01T09:00:00+00:00",
     "manager": {"endpoint": "https://192.0.2.1:6443", "exit": {"ipv4": "kernel", "ipv6": "socket"}},
     "rtt": 0.0123,
     "links": 1,

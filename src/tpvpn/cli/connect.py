@@ -23,16 +23,8 @@ def add_parser(commands: Commands) -> None:
         help="give this laptop the cluster's subnets",
         description="Give this laptop the cluster's subnets until Ctrl-C, `tpvpn quit`, or the end of CMD.",
     )
-    manager = parser.add_argument_group("manager")
-    add_endpoint_flags(manager)
-    add_manager_flags(manager)
-    add_cluster_flags(parser)
-    add_routing_flags(parser)
+    add_session_flags(parser)
     parser.add_argument("--name", default="default", help="name of the session (default: default)")
-    add_dns_flag(parser)
-    add_link_flags(parser)
-    add_capture_flags(parser)
-    parser.add_argument("--quiet", "-q", action="store_true", help="show warnings and changed routes only")
     parser.add_argument(
         "--output",
         choices=("text", "json"),
@@ -42,14 +34,17 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--detach", action="store_true", help="return when it is ready, and let the session go on in the background"
     )
-    add_verbosity(parser)
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="run this, then end the session")
     parser.set_defaults(run=_run)
 
 
-def add_dns_flag(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that says how names are had."""
+def add_session_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every session: to which manager, for which subnets and names, by which connections."""
+    manager = parser.add_argument_group("manager")
+    add_endpoint_flags(manager)
+    add_manager_flags(manager)
+    add_cluster_flags(parser)
+    add_routing_flags(parser)
     parser.add_argument(
         "--dns",
         choices=("auto", "resolved", "file", "off"),
@@ -57,9 +52,14 @@ def add_dns_flag(parser: argparse.ArgumentParser) -> None:
         help="how programs come to the cluster's names: by systemd-resolved, by /etc/resolv.conf, as the host has it "
         "(auto, the default), or not at all",
     )
+    _add_link_flags(parser)
+    add_capture_flags(parser)
+    parser.add_argument("--quiet", "-q", action="store_true", help="show warnings and changed routes only")
+    add_verbosity(parser)
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
 
 
-def add_link_flags(parser: argparse.ArgumentParser) -> None:
+def _add_link_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags about the connections that carry the session."""
     group = parser.add_argument_group("connections")
     group.add_argument("--links", type=int, default=1, metavar="N", help="connections that share the traffic (1)")

@@ -5,11 +5,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tpvpn.cli import Commands
-from tpvpn.cli.capturing import add_capture_flags
-from tpvpn.cli.cluster import add_cluster_flags, add_manager_flags
-from tpvpn.cli.connect import add_dns_flag, add_endpoint_flags, add_link_flags
-from tpvpn.cli.routing import add_routing_flags
-from tpvpn.cli.verbosity import add_verbosity
+from tpvpn.cli.connect import add_session_flags
 from tpvpn.errors import UsageError
 from tpvpn.rundir import DEFAULT_NAME
 
@@ -25,17 +21,7 @@ def add_parser(commands: Commands) -> None:
         description="Run CMD in a user and network namespace of its own: the cluster through the tunnel, everything "
         "else as this laptop has it. It needs no root, and changes nothing of the laptop.",
     )
-    manager = parser.add_argument_group("manager")
-    add_endpoint_flags(manager)
-    add_manager_flags(manager)
-    add_cluster_flags(parser)
-    add_routing_flags(parser)
-    add_dns_flag(parser)
-    add_link_flags(parser)
-    add_capture_flags(parser)
-    parser.add_argument("--quiet", "-q", action="store_true", help="show warnings and changed routes only")
-    add_verbosity(parser)
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
+    add_session_flags(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="what is run")
     parser.set_defaults(run=_run, name=DEFAULT_NAME, output="text")
 

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -206,9 +205,10 @@ def _announce(ready_fd: int | None, engine: "Engine", events: "Events") -> None:
 
 def _summary(status: dict[str, Any]) -> str:
     """What became of a session that has ended."""
-    from tpvpn.cli.view import duration, size
+    from tpvpn.cli.view import lasted, size
 
     traffic, again = status["traffic"], status["reconnects"]
-    lasted = duration(time.time() - status["started"])
     carried = f"sent {size(traffic['sent_bytes'])}, received {size(traffic['received_bytes'])}"
-    return f"session {status['name']} lasted {lasted}, {carried}" + (f", connected again {again}x" if again else "")
+    return f"session {status['name']} lasted {lasted(status)}, {carried}" + (
+        f", connected again {again}x" if again else ""
+    )

@@ -9,6 +9,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from tpvpn.report import COLOURS, painted
@@ -104,11 +105,10 @@ def screen(
 
 def _head(status: Mapping[str, Any], width: int) -> Iterator[Line]:
     manager, rtt = status["manager"], status["rtt"]
-    since = duration(time.time() - status["started"])
     yield [
         Piece(f"tpvpn {status['name']}  ", BOLD),
         Piece(status["state"], STATES[status["state"]]),
-        Piece(f" {since}"),
+        Piece(f" {lasted(status)}"),
     ]
     exits = " and ".join(dict.fromkeys(one for one in manager["exit"].values() if one))
     ways = [
@@ -202,6 +202,11 @@ def _scaled(value: float, unit: str) -> str:
         value, prefix = value / 1000, next(prefixes)
     digits = 0 if not prefix or value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:.{digits}f} {prefix}{unit}"
+
+
+def lasted(status: Mapping[str, Any]) -> str:
+    """For how long the session has been there."""
+    return duration(time.time() - datetime.fromisoformat(status["since"]).timestamp())
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ import os
 import platform
 import pwd
 import socket
-import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from tpvpn import __version__
 from tpvpn.control import listed
 from tpvpn.dns.policy import public_domains
 from tpvpn.doctor.examine import Found
-from tpvpn.doctor.host import read_text
+from tpvpn.doctor.host import output, read_text
 from tpvpn.doctor.redact import Kind, Names, secrets_of, shape, throughout, without_secrets
 from tpvpn.errors import UsageError
 from tpvpn.kube.access import Access
@@ -29,7 +28,6 @@ _NETWORK = ("rule", "-6 rule", "route show table all", "-6 route show table all"
 _FILES = ("/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/os-release")
 _MOST, _LOG = 1 << 20, 1 << 20
 """Characters of one file; bytes of a log, the last ones."""
-_PATIENCE = 5.0
 
 Content = str | dict[str, Any] | list[Any]
 
@@ -125,24 +123,13 @@ def _versions() -> dict[str, str]:
         "tpvpn": __version__,
         "python": platform.python_version(),
         "kernel": f"{platform.release()} {platform.machine()}",
-        "kubectl": _run("kubectl", "version", "--client", "--output", "json"),
-        "ip": _run("ip", "-V"),
+        "kubectl": output("kubectl", "version", "--client", "--output", "json"),
+        "ip": output("ip", "-V"),
     }
 
 
 def _network(words: str) -> str:
-    return f"# ip {words}\n{_run('ip', *words.split())}"
-
-
-def _run(*command: str) -> str:
-    """What a program says; "" when it is not there."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, stdin=subprocess.DEVNULL
-        )
-        return done.stdout[:_MOST]
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    return f"# ip {words}\n{output('ip', *words.split())[:_MOST]}"
 
 
 def _end_of(path: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
 from tpvpn import __version__
 from tpvpn.doctor.advice import cluster as advice
@@ -21,6 +22,10 @@ from tpvpn.errors import TpvpnError
 from tpvpn.route.fib import View
 from tpvpn.route.prefix import Prefix
 from tpvpn.route.why import Way, way
+
+if TYPE_CHECKING:
+    from tpvpn.kube.api import Cluster
+    from tpvpn.kube.installed import Installed
 
 _NO_CLUSTER = "the cluster is not to be asked"
 
@@ -90,7 +95,7 @@ async def rbac(patient: Patient) -> Iterable[Check]:
         return [unseen("rbac", _NO_CLUSTER)]
     namespaces: Mapping[Scope, str] = {
         "own": patient.wishes.manager_namespace or cluster.namespace,
-        "manager": patient.wishes.manager_namespace or "tpvpn",
+        "manager": patient.manager_namespace,
         "kube-system": "kube-system",
     }
 
@@ -107,11 +112,8 @@ async def rbac(patient: Patient) -> Iterable[Check]:
 
 
 async def _is_installed(patient: Patient) -> bool:
-    from tpvpn.kube.installed import NAME, installed
-
-    assert patient.cluster
     try:
-        return await installed(patient.cluster, patient.wishes.manager_namespace or NAME) is not None
+        return await patient.installed() is not None
     except TpvpnError:
         return False
 
@@ -121,14 +123,14 @@ async def _is_installed(patient: Patient) -> bool:
 
 async def manager(patient: Patient) -> Iterable[Check]:
     """The one that an admin installed: its version, and which way leads to it."""
-    from tpvpn.kube.installed import NAME, installed
+    from tpvpn.kube.installed import NAME
 
     reached, cluster = await patient.reached(), patient.cluster
     if cluster is None or reached.trouble not in ("", "forbidden"):
         return [unseen("installed", _NO_CLUSTER)]
-    namespace = patient.wishes.manager_namespace or NAME
+    namespace = patient.manager_namespace
     try:
-        found = await installed(cluster, namespace)
+        found = await patient.installed()
     except TpvpnError as error:
         return [Check("installed", str(error).partition(": ")[0], "tpvpn helm upgrade --install")]
     if found is None:
@@ -153,22 +155,21 @@ async def manager(patient: Patient) -> Iterable[Check]:
             warns=True,
         )
     ]
-    return [*checks, *await _transports(patient, namespace)]
+    return [*checks, *await _transports(cluster, found)]
 
 
-async def _transports(patient: Patient, namespace: str) -> list[Check]:
+async def _transports(cluster: "Cluster", admins: "Installed") -> list[Check]:
     """Each way through the API server, tried with a question to the manager."""
     from tpvpn.cluster import ClusterTransport, Options, Way
-    from tpvpn.kube.installed import installed
     from tpvpn.proto.sessions import Question
     from tpvpn.sessions import ask
 
-    assert patient.cluster
-    admins, checks = await installed(patient.cluster, namespace), list[Check]()
+    checks = list[Check]()
     ways: tuple[Way, ...] = ("upgrade", "portforward")
+    remedy = f"kubectl get pods --namespace {admins.namespace}"
     loop = asyncio.get_running_loop()
     for name in ways:
-        transport = ClusterTransport(patient.cluster, admins, Options(way=name), lambda _: None)
+        transport = ClusterTransport(cluster, admins, Options(way=name), lambda _: None)
         began = loop.time()
         try:
             async with asyncio.timeout(REQUEST):
@@ -181,13 +182,12 @@ async def _transports(patient: Patient, namespace: str) -> list[Check]:
                 return checks
         except (TpvpnError, TimeoutError) as error:
             said = str(error) or f"nothing came within {REQUEST:.0f} s"
-            remedy = f"kubectl get pods --namespace {namespace}"
             checks.append(warning("way", f"{name} through the API server does not lead to the manager: {said}", remedy))
     return [
         *checks,
         Check(
             "transport",
             "no way leads to the manager that is installed",
-            f"`kubectl get pods --namespace {namespace}` shows whether it runs",
+            f"`{remedy}` shows whether it runs",
         ),
     ]

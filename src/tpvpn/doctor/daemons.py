@@ -1,10 +1,7 @@
 """Looks at NetworkManager, firewalld and ufw: whether each runs, and what it says of the session's device."""
 
 import asyncio
-import os
-import subprocess
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from tpvpn import rundir
@@ -14,8 +11,7 @@ from tpvpn.doctor.advice.daemons import Firewalls, NetworkManager
 from tpvpn.doctor.check import Check
 from tpvpn.doctor.patient import Patient
 
-_PATIENCE = 3.0
-_UFW = Path("/etc/ufw/ufw.conf")
+_UFW, _MOST = Path("/etc/ufw/ufw.conf"), 1 << 16
 
 
 async def daemons(patient: Patient) -> Iterable[Check]:
@@ -24,41 +20,16 @@ async def daemons(patient: Patient) -> Iterable[Check]:
     device: str = status["device"] if status else rundir.device_name(patient.wishes.name)
     manager, stopped = await asyncio.gather(asyncio.to_thread(_network_manager, device), host.firewalls(patient))
     obstacles = [one.sentence for one in stopped if one.state != "ok"]
-    seen = Firewalls(_runs("firewalld"), "ENABLED=yes" in _text(_UFW).splitlines())
+    seen = Firewalls(_runs("firewalld"), "ENABLED=yes" in host.read_text(_UFW, _MOST).splitlines())
     return [advice.of_network_manager(device, manager), *advice.of_firewall_programs(device, obstacles, seen)]
 
 
 def _network_manager(device: str) -> NetworkManager | None:
-    networking = _nmcli("networking")
-    return (
-        NetworkManager(networking == "enabled", _nmcli("-g", "GENERAL.STATE", "device", "show", device))
-        if networking
-        else None
-    )
-
-
-def _nmcli(*words: str) -> str:
-    """What it says; "" when that is an error, or it is not there."""
-    environment = os.environ | {"LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            ["nmcli", *words],
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    if not (networking := host.output("nmcli", "networking").strip()):
+        return None
+    state = host.output("nmcli", "-g", "GENERAL.STATE", "device", "show", device).strip()
+    return NetworkManager(networking == "enabled", state)
 
 
 def _runs(program: str) -> bool:
-    return any(_text(comm).strip() == program for comm in Path("/proc").glob("[0-9]*/comm"))
-
-
-def _text(path: Path) -> str:
-    with suppress(OSError):
-        return path.read_text(errors="replace")
-    return ""
+    return any(host.read_text(comm, _MOST).strip() == program for comm in Path("/proc").glob("[0-9]*/comm"))

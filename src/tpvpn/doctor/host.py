@@ -23,6 +23,8 @@ from tpvpn.route.prefix import Prefix
 from tpvpn.tun import IFF_MULTI_QUEUE, IFF_VNET_HDR, features
 
 _SUDO = 5.0
+_PATIENCE = 3.0
+"""Seconds for a program that has only to say something."""
 _MTU, _MTU6 = 14, 24
 """IP_MTU and IPV6_MTU: what the kernel knows of the path of a connected socket (linux/in.h, linux/in6.h)."""
 
@@ -143,6 +145,18 @@ def _mtu_of(device: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         answer = fcntl.ioctl(asking, 0x8921, struct.pack("16sI12x", device.encode(), 0))
     return struct.unpack_from("16xI", answer)[0]
+
+
+def output(*command: str) -> str:
+    """What a program says, in English; "" when that is an error, it takes seconds, or it is not there."""
+    environment = os.environ | {"LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL, env=environment
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if done.returncode else done.stdout.decode(errors="replace")
 
 
 def read_text(path: Path, limit: int) -> str:

@@ -1,7 +1,6 @@
 """Looks at what keeps the cluster's names from programs: files of this host, and each step that a name takes."""
 
 import asyncio
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from tpvpn import rundir
 from tpvpn.dns import advice, marker
 from tpvpn.dns.advice import WELL, Id
 from tpvpn.doctor.check import Check
-from tpvpn.doctor.host import read_text
+from tpvpn.doctor.host import output, read_text
 from tpvpn.doctor.patient import Patient
 
 Examined = dict[Id, list[Check]]
@@ -84,7 +83,9 @@ def _files(home: Path, suffixes: Sequence[str], mode: str, *, found: bool) -> Ex
             )
         ),
         "chromium": chromium,
-        "dnssec": list(advice.of_dnssec("\n".join(map(_read, [*main, *settings])), _resolvectl())),
+        "dnssec": list(
+            advice.of_dnssec("\n".join(map(_read, [*main, *settings])), output("resolvectl", "--no-pager", "dnssec"))
+        ),
     }
 
 
@@ -138,15 +139,6 @@ def _replaced(name: str) -> tuple[str, bool]:
 
 def _globbed(pattern: str) -> list[Path]:
     return sorted(Path("/").glob(pattern))
-
-
-def _resolvectl() -> str:
-    """What systemd-resolved wants signed, by link; "" where it is not there."""
-    try:
-        command = ["resolvectl", "--no-pager", "dnssec"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=3, stdin=subprocess.DEVNULL).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def _read(path: Path) -> str:

@@ -26,6 +26,7 @@ from tpvpn.route.fib import View
 
 if TYPE_CHECKING:
     from tpvpn.kube.api import Cluster
+    from tpvpn.kube.installed import Installed
     from tpvpn.route.verdict import Plan
 
 T = TypeVar("T")
@@ -168,6 +169,23 @@ class Patient:
             return Reached(_trouble_of(error, "kubeconfig"), str(error))
         self.cluster = cluster
         return await _asked(cluster)
+
+    @property
+    def manager_namespace(self) -> str:
+        """Where an admin's manager would be."""
+        from tpvpn.kube.installed import NAME
+
+        return self.wishes.manager_namespace or NAME
+
+    async def installed(self) -> "Installed | None":
+        """The manager that an admin installed; to be asked when the cluster was reached. Errors: ClusterError."""
+        return await self._once("installed", self._installed)
+
+    async def _installed(self) -> "Installed | None":
+        from tpvpn.kube.installed import installed
+
+        assert self.cluster
+        return await installed(self.cluster, self.manager_namespace)
 
 
 async def _asked(cluster: "Cluster") -> Reached:
