@@ -222,6 +222,48 @@ def test_changes_are_asked_for_one_after_the_other_and_can_be_given_up() -> None
     play(scenario)
 
 
+def test_a_goodbye_is_waited_for_until_the_manager_has_heard_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PARTING", 4.0)
+
+    async def scenario(manager: Played) -> None:
+        for _ in range(50):  # it waits behind more than the socket takes
+            manager.tunnel.ask(1, bytes(60_000))
+        leaving = asyncio.create_task(manager.tunnel.leave())
+        await asyncio.sleep(0)
+        manager.say("ping", id=1)  # unread bytes
+        while True:
+            manager.decoder.receive(await asyncio.get_running_loop().sock_recv(manager.far, 1 << 16))
+            controls = [json.loads(payload) for kind, payload in manager.decoder.frames() if kind == frame.CONTROL]
+            if any(one["type"] == "goodbye" for one in controls):
+                break
+            assert not leaving.done()
+        manager.far.close()
+        await leaving
+
+    play(scenario)
+
+
+def test_or_until_it_seems_not_to_hear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PARTING", 0.05)
+    play(lambda manager: manager.tunnel.leave())
+
+
+def test_a_speed_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SPEED_TIMEOUT", 0.05)
+
+    async def scenario(manager: Played) -> None:
+        with pytest.raises(LinkLostError, match="the manager does not answer now"):
+            await manager.tunnel.measure_speed()
+        assert (await manager.hear())["padding"]
+        manager.far.shutdown(socket.SHUT_RDWR)
+        while not manager.ends:
+            await asyncio.sleep(0.001)
+        with pytest.raises(LinkLostError, match="closed by the other end"):
+            await manager.tunnel.measure_speed()
+
+    play(scenario)
+
+
 # -- through a real manager --------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,6 @@
-"""The control socket of a running session: `status`, `quit` and `name NAME`, one JSON line each way; HTTP for /metrics.
+"""The control socket of a running session: a line of request, a line of JSON as its answer; HTTP for /metrics.
+
+`status`; `quit`; `name NAME`: what becomes of a name; `speed`: how much the way to the manager carries.
 
 It knows nothing of what a session is: it is given functions that describe it, end it, and explain a name. It stands
 in a directory that only the user can enter; the peer's uid is checked all the same.
@@ -34,6 +36,8 @@ class Handles:
     quit: Callable[[], None]
     explain: Callable[[str], Awaitable[dict[str, Any]]]
     """What becomes of a name."""
+    measure: Callable[[], Awaitable[dict[str, Any]]]
+    """How much the way to the manager carries."""
 
 
 @contextlib.asynccontextmanager
@@ -114,6 +118,8 @@ async def _answer(request: bytes, handles: Handles) -> dict[str, Any]:
         case [b"quit"]:
             handles.quit()
             return {"quitting": True}
+        case [b"speed"]:
+            return await handles.measure()
         case [b"name", name]:
             return await handles.explain(name.decode(errors="replace"))
         case _:

@@ -374,6 +374,14 @@ class Engine:
             "dns": self._namer.status(),
         }
 
+    async def measure(self) -> dict[str, Any]:
+        """How much the way to the manager carries, in bytes a second, at least."""
+        try:
+            up, down = await self._tunnel.measure_speed()
+        except LinkLostError as error:
+            return {"error": str(error)}
+        return {"up": up, "down": down}
+
     async def explain(self, name: str) -> dict[str, Any]:
         """What becomes of a name, as `tpvpn why` shows it."""
         return await self._namer.explain(name)

@@ -9,7 +9,7 @@ import time
 from tpvpn.bundle import Bundle
 from tpvpn.errors import LinkLostError
 from tpvpn.link import Link
-from tpvpn.proto import message
+from tpvpn.proto import ping
 from tpvpn.proto.liveness import DEAD, IDLE, TICK, Liveness
 from tpvpn.wire import frame
 
@@ -65,7 +65,7 @@ class Heartbeat:
     def _ask(self) -> None:
         self._asked += 1
         self._sent_at, self._is_answered = _now(), False
-        self._link.send(frame.CONTROL, message.encode("ping", id=self._asked))
+        self._link.send(frame.CONTROL, ping.encode(self._asked))
 
     def _tell(self, silent: bool) -> None:
         if silent != self.is_silent:

@@ -182,3 +182,22 @@ def command_lines(command: str) -> list[str]:
             line = "    "
         line += part if not line.strip() else f" {part}"
     return [*lines, line]
+
+
+def bits(rate: float) -> str:
+    """A rate of bytes a second in bits, three digits: "12.3 Mb/s"."""
+    return _scaled(8 * rate, "b/s")
+
+
+def size(count: float) -> str:
+    """Bytes: "1.20 GB"."""
+    return _scaled(count, "B")
+
+
+def _scaled(value: float, unit: str) -> str:
+    prefixes = iter(("", "k", "M", "G", "T"))
+    prefix = next(prefixes)
+    while value >= 999.5 and prefix != "T":
+        value, prefix = value / 1000, next(prefixes)
+    digits = 0 if not prefix or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {prefix}{unit}"

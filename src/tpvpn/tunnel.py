@@ -7,21 +7,24 @@ its links: what is there to do when one is lost is not its concern (`keeper`).
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tpvpn.bundle import Bundle
 from tpvpn.errors import LinkLostError, ManagerError, SessionEndedError, TpvpnError
 from tpvpn.heartbeat import Heartbeat
 from tpvpn.link import Link
-from tpvpn.proto import config, message
+from tpvpn.proto import config, message, ping
 from tpvpn.proto.handshake import NONCE_LENGTH, ClientSide
 from tpvpn.proto.session import ClientHandshake, Held, Offer, Terms
 from tpvpn.pump import Counters, OwnAddress, Pump
+from tpvpn.speed import Speed
 from tpvpn.transport.stream import Stream
 from tpvpn.tun import Device
 from tpvpn.wire import frame
 
 HANDSHAKE_TIMEOUT = 10.0
 CONFIG_TIMEOUT = 10.0
+SPEED_TIMEOUT = 5.0
 PARTING = 1.0
 """Seconds in which the manager is to hear our goodbye."""
 GOODBYE = frame.encode(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
@@ -138,6 +141,8 @@ class Tunnel:
         self._changing = asyncio.Lock()
         self._changes = 0
         self._answer: asyncio.Future[str | None] | None = None
+        self._measuring = asyncio.Lock()
+        self._speed: Speed | None = None
         self._bundle = Bundle(offload=bool(terms.offloads))
         self._bundle.on_change = on_change
         self._links: list[ClientLink] = []
@@ -185,6 +190,20 @@ class Tunnel:
     def measure(self) -> float | None:
         """Seconds to the manager and back, of the fastest link; measured again for the next time."""
         return min((rtt for link in self._links if link.is_well and (rtt := link.measure()) is not None), default=None)
+
+    async def measure_speed(self) -> tuple[float, float]:
+        """Bytes a second up and down, at least; takes a second. LinkLostError when nothing answers meanwhile."""
+        async with self._measuring:
+            if not self.is_linked:
+                raise self._ended
+            self._speed = speed = Speed(partial(self._bundle.send, frame.CONTROL))
+            try:
+                async with asyncio.timeout(SPEED_TIMEOUT):
+                    return await speed.up(), await speed.down()
+            except TimeoutError:
+                raise LinkLostError("the manager does not answer now") from None
+            finally:
+                self._speed = None
 
     @property
     def counters(self) -> Counters:
@@ -254,10 +273,9 @@ class Tunnel:
             return  # kinds of a later version are skipped (docs/reference/wire.md)
         what, link = message.decode(payload), self._bundle.speaking
         if what["type"] == "ping":
-            link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+            link.send(frame.CONTROL, ping.answer(what))
         elif what["type"] == "pong":
-            for one in self._links:
-                one.answered(link, message.member(what, "id", int))
+            self._on_pong(link, message.member(what, "id", int))
         elif what["type"] == "config" and self._answer and what.get("id") == self._changes:
             if not self._answer.done():
                 self._answer.set_result(message.optional(what, "error", str))
@@ -266,3 +284,9 @@ class Tunnel:
             self.is_dismissed = what.get("again") is True
             lost = LinkLostError if self.is_dismissed else SessionEndedError
             link.fail(lost(f"the manager ended the session: {message.printable(str(reason), 300)}"))
+
+    def _on_pong(self, link: Link, identity: int) -> None:
+        if self._speed:
+            self._speed.answered(identity)
+        for one in self._links:
+            one.answered(link, identity)

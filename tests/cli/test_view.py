@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpvpn.cli.view import Rates, Style, bits, duration, screen, size
+from tpvpn.cli.view import Rates, Style, duration, screen
 from tpvpn.dns.policy import as_written
+from tpvpn.report import bits, size
 from tpvpn.sockdiag import Flow
 from tpvpn.talkers import busiest
 

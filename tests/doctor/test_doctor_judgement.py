@@ -4,12 +4,14 @@ import errno
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tpvpn.doctor.advice import cluster, host, rights
+from tpvpn.doctor.advice import session as of_session
 from tpvpn.doctor.advice.certificate import validity
 from tpvpn.doctor.advice.host import Left, Sudo
 from tpvpn.doctor.check import Check
@@ -30,6 +32,18 @@ NAMESPACES: dict[rights.Scope, str] = {"own": "shop", "manager": "tpvpn", "kube-
 )
 def test_clocks(seconds: float, state: str, words: str) -> None:
     found = host.of_clock(seconds)
+    assert found.state == state and words in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "words"),
+    [
+        ({"up": 5e6, "down": 1.25e8}, "ok", "at least 40.0 Mb/s up and 1.00 Gb/s down"),
+        ({"error": "the manager does not answer now"}, "warning", "was not measured: the manager does not answer now"),
+    ],
+)
+def test_speeds(answer: dict[str, Any], state: str, words: str) -> None:
+    found = of_session.of_speed(answer)
     assert found.state == state and words in found.sentence
 
 

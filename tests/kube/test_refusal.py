@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tpvpn.errors import ClusterError
-from tpvpn.kube.refusal import ExistsError, ForbiddenError, MissingError, refusal
+from tpvpn.kube.refusal import ExistsError, ForbiddenError, LoginError, MissingError, refusal
 
 SERVER = "https://10.131.0.11:6443"
 
@@ -48,7 +48,7 @@ def test_forbidden(said: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("code", "body", "kind", "says"),
     [
-        (401, status("Unauthorized"), ClusterError, "log in to the cluster again"),
+        (401, status("Unauthorized"), LoginError, "log in to the cluster again"),
         (404, status('pods "x" not found'), MissingError, 'pods "x" not found'),
         (500, status("etcd is\ndown\x1b[2J"), ClusterError, "(500): etcd is down?[2J"),
         (200, b"<html>", ClusterError, "nothing that an API server would say"),

@@ -1,9 +1,11 @@
 """What a session shows of itself: `--capture`, and metrics for Prometheus."""
 
+import json
 import re
 import socket
 from pathlib import Path
 
+import pytest
 from laptop import ALLOWED, Laptop
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -112,3 +114,30 @@ def test_metrics_by_http_and_for_a_textfile(laptop: Laptop) -> None:
     assert samples["tpvpn_client_packets_total", "default", "received"] >= 3
     nothing = laptop.tpvpn("status", "--output", "prometheus")
     assert families(nothing.stdout).keys() == {"tpvpn_client_build_info", "tpvpn_client_sessions"}
+
+
+def test_how_much_the_connection_carries(laptop: Laptop) -> None:
+    """In Mb/s, both ways, over a link of known rates, and with traffic beside it; `doctor` says so."""
+    limit = "tc qdisc replace dev eth0 root tbf rate {}mbit burst 128kb latency 200ms"
+    node = ("ip", "netns", "exec", laptop.lab.namespace("node"))
+    with laptop.connected():
+        assert all(rate > 25e6 for rate in speed(laptop)), "nothing is in the way"
+        laptop.sh(limit.format(40))
+        try:
+            assert laptop.run(*node, *limit.format(20).split()).returncode == 0
+            up, down = speed(laptop)
+            assert 8 * up == pytest.approx(40e6, rel=0.25)
+            assert 8 * down == pytest.approx(20e6, rel=0.25)
+            laptop.reaches("cluster", [PODS[0]])
+            said = laptop.tpvpn("doctor", "--output", "json").stdout
+        finally:
+            laptop.sh("tc qdisc del dev eth0 root")
+            laptop.run(*node, *["tc", "qdisc", "del", "dev", "eth0", "root"])
+        (sentence,) = [one["sentence"] for one in json.loads(said)["checks"] if one["id"] == "speed"]
+        assert re.fullmatch(r"the connection carries at least \d\d\.\d Mb/s up and \d\d\.\d Mb/s down", sentence)
+
+
+def speed(laptop: Laptop) -> tuple[float, float]:
+    """Bytes a second, up and down."""
+    answer = json.loads(get(laptop, b"speed\n"))
+    return answer["up"], answer["down"]

@@ -77,7 +77,8 @@ async def lasting(
         engine, ready = Engine(preparing.result(), helper, events, place), asyncio.Event()
         running = asyncio.create_task(engine.run(ready))
         stack.push_async_callback(_cancel, running)
-        handles = control.Handles(log.beside(engine.status), partial(_stop, stopped, 0), engine.explain)
+        status, stop = log.beside(engine.status), partial(_stop, stopped, 0)
+        handles = control.Handles(status, stop, engine.explain, engine.measure)
         if await _first(asyncio.create_task(ready.wait()), running, stopped):
             async with control.serving(engine.directory, handles):
                 _announce(arguments.ready_fd, engine, events)
@@ -205,7 +206,8 @@ def _announce(ready_fd: int | None, engine: "Engine", events: "Events") -> None:
 
 def _summary(status: dict[str, Any]) -> str:
     """What became of a session that has ended."""
-    from tpvpn.cli.view import lasted, size
+    from tpvpn.cli.view import lasted
+    from tpvpn.report import size
 
     traffic, again = status["traffic"], status["reconnects"]
     carried = f"sent {size(traffic['sent_bytes'])}, received {size(traffic['received_bytes'])}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from tpvpn.report import COLOURS, painted
+from tpvpn.report import COLOURS, bits, painted, size
 
 GREEN, YELLOW, BOLD, FAINT = 32, 33, 1, 2
 """SGR codes (ECMA-48)."""
@@ -183,25 +183,6 @@ def _fitted(parts: Mapping[str, list[Line]], rows: int) -> list[Line]:
         lines += [[], [Piece(title, BOLD)], *shown, *more]
         rows -= 2 + len(shown) + len(more)
     return lines
-
-
-def bits(rate: float) -> str:
-    """A rate of bytes a second in bits, three digits: "12.3 Mb/s"."""
-    return _scaled(8 * rate, "b/s")
-
-
-def size(count: float) -> str:
-    """Bytes: "1.20 GB"."""
-    return _scaled(count, "B")
-
-
-def _scaled(value: float, unit: str) -> str:
-    prefixes = iter(("", "k", "M", "G", "T"))
-    prefix = next(prefixes)
-    while value >= 999.5 and prefix != "T":
-        value, prefix = value / 1000, next(prefixes)
-    digits = 0 if not prefix or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {prefix}{unit}"
 
 
 def lasted(status: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tpvpn import rundir
+from tpvpn.control import ask
 from tpvpn.dns.ask import ask as ask_dns
 from tpvpn.doctor.advice import session as advice
 from tpvpn.doctor.check import Check, warning
@@ -21,7 +22,7 @@ _API = 443
 
 
 async def connection(patient: Patient) -> Iterable[Check]:
-    """Whether the session is connected, and how long an answer takes."""
+    """Whether the session is connected, how long an answer takes, and how much the connection carries."""
     try:
         status = await patient.status()
     except TpvpnError as error:
@@ -38,7 +39,17 @@ async def connection(patient: Patient) -> Iterable[Check]:
     if found[0].ok and (servers := status["dns"]["listening"]):
         seconds = await asyncio.to_thread(_round_trip, servers[0], status["dns"]["below"])
         found.append(advice.of_round_trip(seconds, patient.option))
+    if found[0].ok and (session := patient.session):
+        found.append(advice.of_speed(await _speed(session)))
     return found
+
+
+async def _speed(session: rundir.Session) -> dict[str, Any]:
+    """How much the session's connection carries, as it says itself."""
+    try:
+        return await asyncio.to_thread(ask, session.directory, "speed")
+    except TpvpnError as error:
+        return {"error": str(error)}
 
 
 def _round_trip(server: str, domain: str) -> float | None:
@@ -68,11 +79,11 @@ async def subnets(patient: Patient) -> Iterable[Check]:
 
 async def _shadowed(status: dict[str, Any]) -> dict[str, str]:
     """What is routed and goes another way, asked of the kernel now."""
-    from tpvpn.route.netlink import ask
+    from tpvpn.route.netlink import ask as ask_kernel
 
     routes = [one for subnet in status["plan"]["subnets"] for one in subnet["routes"]]
     routes += [one["virtual"] for one in status["plan"]["subnets"] if one["virtual"]]
-    answers = await ask([Prefix.host(Prefix.parse(one).address()) for one in routes])
+    answers = await ask_kernel([Prefix.host(Prefix.parse(one).address()) for one in routes])
     kept = {str(Prefix.host(one["cidr"].partition("/")[0])) for one in status["plan"]["never_proxy"]}
     return {
         route: f"shadowed by {answer or 'nothing: the kernel has no route'}"
@@ -87,8 +98,6 @@ async def _probed(status: dict[str, Any]) -> list[Check]:
     session = rundir.read(status["name"])
     if session is None or status["state"] != "ready":
         return []
-    from tpvpn.control import ask
-
     try:
         name = f"name kubernetes.default.svc.{status['dns']['below']}"
         addresses: list[str] = (await asyncio.to_thread(ask, session.directory, name))["addresses"]

@@ -18,7 +18,7 @@ from tpvpn.errors import LinkLostError, ProtocolError, TpvpnError
 from tpvpn.heartbeat import Heartbeat
 from tpvpn.link import Link
 from tpvpn.manager import resolver
-from tpvpn.proto import config, message
+from tpvpn.proto import config, message, ping
 from tpvpn.proto.session import Terms
 from tpvpn.pump import Counters
 from tpvpn.transport.stream import Stream
@@ -216,7 +216,7 @@ class Session:
     def _on_control(self, payload: bytes, link: Link) -> None:
         what = message.decode(payload)
         if what["type"] == "ping":
-            link.send(frame.CONTROL, message.encode("pong", id=message.member(what, "id", int)))
+            link.send(frame.CONTROL, ping.answer(what))
         elif what["type"] == "config":
             self._take_change(*config.change(what))
         elif what["type"] == "goodbye":

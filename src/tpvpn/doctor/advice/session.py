@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tpvpn.doctor.check import Check, warning
-from tpvpn.report import route_of
+from tpvpn.report import bits, route_of
 from tpvpn.route.verdict import Conflict
 
 
@@ -30,6 +30,13 @@ def of_round_trip(seconds: float | None, option: str) -> Check:
             f"`tpvpn status{option}` shows the links, `kubectl get pods -n kube-system` the resolver",
         )
     return Check("transport", f"a question through the tunnel is answered in {1000 * seconds:.1f} ms")
+
+
+def of_speed(answer: Mapping[str, Any]) -> Check:
+    """What the session measured of its connection; `up` and `down` in bytes a second, or why it could not."""
+    if error := answer.get("error"):
+        return warning("speed", f"how much the connection carries was not measured: {error}", "ask again")
+    return Check("speed", f"the connection carries at least {bits(answer['up'])} up and {bits(answer['down'])} down")
 
 
 def of_subnets(plan: Mapping[str, Any], shadowed: Mapping[str, str], *, runs: bool) -> Iterator[Check]:

@@ -1,0 +1,91 @@
+"""How much a way carries, measured over ways of known rates."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tpvpn.proto import message, ping
+from tpvpn.speed import PERIOD, Speed
+
+
+class Way:
+    """Carries pings at one rate and answers at another, in bytes a second, with a delay, and loses all after a time."""
+
+    def __init__(self, up: float, down: float, delay: float = 0.0) -> None:
+        self.rates, self.delay = (up, down), delay
+        self.free = [0.0, 0.0]
+        self.in_flight = self.most = 0
+        self.loop = asyncio.get_running_loop()
+        self.speed = Speed(self.take)
+
+    def take(self, payload: bytes) -> None:
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        self._carry(0, payload, lambda: self._carry(1, ping.answer(message.decode(payload)), self.answer(payload)))
+
+    def _carry(self, direction: int, payload: bytes, then: Callable[[], None]) -> None:
+        start = max(self.free[direction], self.loop.time())
+        self.free[direction] = start + len(payload) / self.rates[direction]
+        self.loop.call_at(self.free[direction] + self.delay / 2, then)
+
+    def answer(self, payload: bytes) -> Callable[[], None]:
+        def come() -> None:
+            self.in_flight -= 1
+            self.speed.answered(json.loads(payload)["id"])
+
+        return come
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "delay"),
+    [(5e6, 20e6, 0.0), (20e6, 5e6, 0.01), (2.5e6, 2.5e6, 0.05), (10e6, 1.2e6, 0.02)],
+)
+def test_a_way_of_a_known_rate(up: float, down: float, delay: float) -> None:
+    async def measure() -> None:
+        way = Way(up, down, delay)
+        async with asyncio.timeout(5):
+            assert await way.speed.up() == pytest.approx(up, rel=0.2)
+            assert await way.speed.down() == pytest.approx(down, rel=0.2)
+
+    asyncio.run(measure())
+
+
+def test_a_slow_way_is_not_filled() -> None:
+    async def measure() -> None:
+        way = Way(100e3, 100e3)
+        began = way.loop.time()
+        assert await way.speed.up() == pytest.approx(100e3, rel=0.2)
+        assert way.loop.time() - began < PERIOD + 1.4, "one that is on its way is waited for"
+        assert way.most == 1
+
+    asyncio.run(measure())
+
+
+def test_answers_that_nobody_waits_for_change_nothing() -> None:
+    async def measure() -> None:
+        way = Way(10e6, 10e6)
+        for identity in (0, 1, -1, -100):
+            way.speed.answered(identity)
+        measured = asyncio.ensure_future(way.speed.up())
+        await asyncio.sleep(0)
+        way.speed.answered(5)
+        assert await measured == pytest.approx(10e6, rel=0.2)
+        way.speed.answered(-1)
+
+    asyncio.run(measure())
+
+
+def test_a_way_that_carries_nothing_is_given_up_by_whoever_waits() -> None:
+    async def measure() -> None:
+        sent: list[bytes] = []
+        speed = Speed(sent.append)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await speed.up()
+        await asyncio.sleep(0)
+        assert len(sent) == 1
+
+    asyncio.run(measure())
