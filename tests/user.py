@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 NAME, UID, GROUP = "tpvpn-ann", 64321, 64322
+PASSWORD = "secret"
+_HASH = "$6$OCCw.8V55uov.eoA$uvz9HN1liNMfxOmIgA06vQVTe2t5SC0XkNdFx0FWb4tt7NzIrw0Kt3hXyxlcKNpW.p/ibP.9x/d7xFmsi76cz1"
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 NOTHING = "root ALL=(ALL) ALL"
 ALLOWED = f"{NAME} ALL=(root) NOPASSWD: ALL"
@@ -22,7 +24,7 @@ mount --make-rprivate /
 mount -t tmpfs -o mode=755 none "$1/dev"
 mknod -m 666 "$1/dev/tun" c 10 200
 mount --bind "$1/dev/tun" /dev/net/tun
-for file in passwd group sudoers; do mount --bind "$1/$file" "/etc/$file"; done
+for file in passwd shadow group sudoers; do mount --bind "$1/$file" "/etc/$file"; done
 if [ -n "$2" ]; then
     mount --bind "$3" "$1/python"
     mount -t tmpfs -o mode=755 none "$2"
@@ -65,8 +67,11 @@ class User:
             made.mkdir()
             os.chown(made, UID, UID)
         self.write("bin/tell-who", _PLUGIN, 0o755)
-        users = f"{NAME}:*:{UID}:{UID}:Ann:{self.home}:/bin/sh\n"
+        users = f"{NAME}:x:{UID}:{UID}:Ann:{self.home}:/bin/sh\n"
         (directory / "passwd").write_text(Path("/etc/passwd").read_text() + users)
+        shadow = directory / "shadow"
+        shadow.touch(0o600)
+        shadow.write_text(Path("/etc/shadow").read_text() + f"{NAME}:{_HASH}:20000:0:99999:7:::\n")
         groups = f"{NAME}:*:{UID}:\ntpvpn-developers:*:{GROUP}:{NAME}\n"
         (directory / "group").write_text(Path("/etc/group").read_text() + groups)
 
@@ -97,7 +102,8 @@ class User:
     def host(self, argv: Sequence[str], rule: str = NOTHING) -> list[str]:
         """The command that runs another, as root, on a laptop that this user has, with this rule for sudo."""
         sudoers = self._directory / "sudoers"
-        sudoers.write_text(f"Defaults env_reset, use_pty, secure_path={PATH}\n{rule}\n")
+        defaults = f"env_reset, use_pty, lecture=never, timestamp_timeout=0, secure_path={PATH}"
+        sudoers.write_text(f"Defaults {defaults}\n{rule}\n")
         sudoers.chmod(0o440)
         base = Path(sys.base_prefix).resolve()
         hidden = next((str(one) for one in reversed(base.parents) if not one.stat().st_mode & 0o001), "")

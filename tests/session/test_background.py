@@ -16,7 +16,9 @@ from laptop import ALLOWED, CLUSTER, TPVPN, Laptop
 
 from peers import NODE
 from pod import inside
+from terminal import terminal
 from tpvpn.cli.log import LARGEST, SessionLog
+from user import PASSWORD, WITH_PASSWORD, ordinary_user
 
 WANTED = ("--service-cidr", "10.130.0.0/16", "--pod-cidr", "10.132.0.0/16")
 
@@ -72,6 +74,25 @@ def test_it_outlives_its_terminal(laptop: Laptop) -> None:
     assert caller.returncode == 0 and b"ready" in printed, printed
     laptop.reaches("cluster", CLUSTER[:1])
     assert laptop.tpvpn("quit").returncode == 0
+
+
+def test_sudo_asks_for_a_password_at_the_terminal(laptop: Laptop) -> None:
+    """A user without root's rights: the session leaves the terminal only when it has what it asked for."""
+    before = laptop.state()
+    with ordinary_user() as user:
+        user.write("token", laptop.lab.token_file.read_text())
+        link = ("--manager", f"tcp://{laptop.lab.manager}", "--token-file", str(user.home / "token"))
+        argv = user.shell([*TPVPN, "connect", *link, *WANTED, *ALLOWED, "--detach"])
+        with terminal(laptop.command(user.host(argv, WITH_PASSWORD)), columns=200) as shown:
+            shown.shows("[sudo] password for")
+            shown.type("wrong\n")
+            shown.shows("try again")
+            shown.type(f"{PASSWORD}\n")
+            assert shown.wait() == 0
+            assert "ready" in shown.text and PASSWORD not in shown.text
+        laptop.reaches("cluster", CLUSTER[:1])
+        assert laptop.run(*user.host(user.shell([*TPVPN, "quit"]))).returncode == 0
+    laptop.is_as(before)
 
 
 def test_what_fails_is_said_as_ever(laptop: Laptop) -> None:
