@@ -18,14 +18,14 @@ from bench.measure import MEASUREMENTS, Effort, Measurement
 from bench.peers import PEERS
 from bench.summary import DIRECT, Round, verdicts, with_bars
 from bench.wan import DEVICE, Wan
-from bench.ways import Tpvpn, TpvpnSocket, Way
+from bench.ways import Tpvpn, TpvpnRun, TpvpnSocket, Way
 from tpvpn.errors import TpvpnError
 from tpvpn.lab import Lab, Where
 from tpvpn.lab.topology import NODE
 
 RESULTS = Path(__file__).parent / "results"
 WAN_ADDRESSES = ("198.19.0.1", "198.19.0.2")
-WAYS: dict[str, type[Way]] = {kind.name: kind for kind in (Way, Tpvpn, TpvpnSocket, *PEERS)}
+WAYS: dict[str, type[Way]] = {kind.name: kind for kind in (Way, Tpvpn, TpvpnSocket, TpvpnRun, *PEERS)}
 WAN_WAYS, WAN_MEASUREMENTS = (Tpvpn.name, TpvpnSocket.name), ("tcp", "ping", "load")
 SETTING = (
     "The links are veth pairs without a wire: the direct path is forwarding and masquerade at memory speed, so real "

@@ -105,6 +105,7 @@ _SOCKET = (
     Bar("rss_node", "itself", "at most", 150),
     Bar("idle_node", "itself", "at most", 1),
 )
+_RUN = tuple(Bar(f"tcp{flows}_{way}", "of direct", "at least", 0.25) for flows in (1, 8) for way in ("up", "down"))
 
 
 def _through_api_server(share: float) -> tuple[Bar, ...]:
@@ -121,6 +122,7 @@ def _through_api_server(share: float) -> tuple[Bar, ...]:
 BARS = {
     "tpvpn": _KERNEL,
     "tpvpn-socket": _SOCKET,
+    "tpvpn-run": _RUN,
     "upgrade": _through_api_server(0.6),
     "portforward": _through_api_server(0.7),
 }

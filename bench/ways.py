@@ -3,6 +3,7 @@
 Each way has an address of the cluster's servers for itself, so that all are up at once and can be measured in turns.
 """
 
+import functools
 import os
 import select
 import subprocess
@@ -56,9 +57,6 @@ class Way:
         """Bring the way up, or up anew; what was measured by that."""
         return {}
 
-    def stop(self) -> None:
-        """Take the way down."""
-
     def ends(self) -> dict[str, list[int]]:
         """The processes at each end, "laptop" and "node"."""
         return {}
@@ -75,25 +73,23 @@ class Tpvpn(Way):
 
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
+        self._lab = lab
         self._manager: subprocess.Popen[Any] | None = None
         self._connect: subprocess.Popen[Any] | None = None
 
     def start(self) -> dict[str, float]:
         """Start the manager once, and `tpvpn connect` anew; the seconds from its start until it is ready."""
-        if self._manager is None:
-            self._manager = self.lab.start_manager(exit=self.exit, listen=self.listen, name=f"manager-{self.name}")
+        self._manager = manager(self._lab, self.exit, self.listen)
         end(self._connect)
-        self._connect, took = ready(self.lab, f"connect-{self.name}", self._command())
+        self._connect, took = self._begin()
         return {"connect_s": took}
 
-    def _command(self) -> list[str]:
-        manager = ["--manager", f"tcp://{self.listen}", "--token-file", str(self.lab.token_file)]
-        return [*manager, "--name", self.exit, *self.subnet, "--allow-conflicting-subnets", self.subnet[1]]
+    def _begin(self) -> tuple[subprocess.Popen[Any], float]:
+        return ready(self.lab, f"connect-{self.name}", ["--name", self.exit, *self._options()])
 
-    def stop(self) -> None:
-        """End both ends."""
-        end(self._connect)
-        end(self._manager)
+    def _options(self) -> list[str]:
+        manager = ["--manager", f"tcp://{self.listen}", "--token-file", str(self._lab.token_file)]
+        return [*manager, *self.subnet, "--allow-conflicting-subnets", self.subnet[1]]
 
     def ends(self) -> dict[str, list[int]]:
         """connect with its helper, and the manager."""
@@ -109,6 +105,68 @@ class TpvpnSocket(Tpvpn):
     exit: Exit = "socket"
     listen = f"{NODE}:7071"
     subnet = ("--service-cidr", SERVICE_CIDR)
+
+
+class TpvpnRun(Tpvpn):
+    """`tpvpn run` with the kernel exit, measured by commands that join the one that it runs."""
+
+    name = "tpvpn-run"
+    address = PODS[1]
+
+    def _begin(self) -> tuple[subprocess.Popen[Any], float]:
+        began, said = time.perf_counter(), self._lab.log(self.name)
+        argv = [sys.executable, "-m", "tpvpn", "run", *self._options(), "--", "sh", "-c", "echo $$; exec cat"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with said.open("wb") as log:
+            process = self._lab.popen("laptop", argv, stderr=log, **pipes)
+        assert process.stdout
+        told = select.select([process.stdout], [], [], TIMEOUT)[0] and process.stdout.readline()
+        took = time.perf_counter() - began
+        if not told:
+            raise RuntimeError(f"tpvpn run is not ready: {said.read_text().strip().rpartition(chr(10))[2]}")
+        self.lab = Sandbox(self._lab, int(told))
+        return process, took
+
+    def ends(self) -> dict[str, list[int]]:
+        """run, the process that made the sandbox with the command in it, and the manager."""
+        assert isinstance(self.lab, Sandbox)
+        found = super().ends()
+        return found | {"laptop": sorted({*found["laptop"], *self.lab.processes()})}
+
+
+class Sandbox:
+    """Where a command of `tpvpn run` is, as another place on the laptop."""
+
+    def __init__(self, lab: Lab, pid: int) -> None:
+        self._lab, self._pid = lab, pid
+
+    def run(
+        self, where: Any, argv: Sequence[str], *, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside to its end."""
+        return self._lab.run(where, self._inside(argv), check=check, **options)
+
+    def popen(self, where: Any, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a command inside."""
+        return self._lab.popen(where, self._inside(argv), **options)
+
+    def log(self, name: str) -> Path:
+        """The file for what a process says."""
+        return self._lab.log(name)
+
+    def processes(self) -> list[int]:
+        """All that are in its network namespace."""
+        pgrep = ["pgrep", "--ns", str(self._pid), "--nslist", "net"]
+        return [int(pid) for pid in subprocess.run(pgrep, capture_output=True, text=True, check=True).stdout.split()]
+
+    def _inside(self, argv: Sequence[str]) -> list[str]:
+        return ["nsenter", "--target", str(self._pid), "--net", *argv]
+
+
+@functools.cache
+def manager(lab: Lab, exit: Exit, listen: str) -> subprocess.Popen[Any]:
+    """The manager with this exit, which the ways that have it share: a node has one kernel exit."""
+    return lab.start_manager(exit=exit, listen=listen, name=f"manager-{exit}")
 
 
 def ready(place: Place, name: str, words: Sequence[str]) -> tuple[subprocess.Popen[Any], float]:

@@ -53,7 +53,7 @@ TWINS = ("203.0.113.10", "203.0.113.11", "203.0.113.12", "203.0.113.80")
 TWINS6 = ("2001:db8:133::10",)
 
 # iperf3 answers UDP from the address it was bound to, so each of these has a server of its own.
-IPERF = (PODS[0], SERVICES[1], *TWINS[:3])
+IPERF = (*PODS[:2], SERVICES[1], *TWINS[:3])
 IPERF6 = (PODS6[0], SERVICES6[0], TWINS6[0])
 
 Stage = dict[Where, str]
