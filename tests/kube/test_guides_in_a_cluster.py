@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Person:
         self._directory, self._where = directory, where
         kubeconfig = directory / f"{namespace}.kubeconfig"
         kubeconfig.write_text(ADMIN.read_text())
-        path = f"{Path(sys.executable).parent}:{CACHE / 'bin'}:{os.environ['PATH']}"
+        path = f"{directory}/.local/bin:{Path(sys.executable).parent}:{CACHE / 'bin'}:{os.environ['PATH']}"
         self._environment = {**os.environ, "HOME": str(directory), "KUBECONFIG": str(kubeconfig), "PATH": path}
         cluster.run("kubectl", "config", "set-context", "--current", "--namespace", namespace, env=self._environment)
 
@@ -88,8 +89,17 @@ def test_a_page_beside_a_vpn(cluster: Kubernetes, person: Person, page: Path) ->
     assert "connect would refuse: 2 of 2 subnets in conflict with private routes." in told
 
 
-def test_first_use(cluster: Kubernetes, laptop: tuple[Path, str]) -> None:
-    """From the plan to a pod's web page, and out again, in a namespace that has nothing."""
+def test_first_use(cluster: Kubernetes, laptop: tuple[Path, str], tmp_path: Path) -> None:
+    """From the installation to a pod's web page, and out again, in a namespace that has nothing: within a minute."""
+    began = time.monotonic()
+    newcomers = {**os.environ, "HOME": str(tmp_path), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    blocks.run(blocks.script(WEB, "checkout"), environment=newcomers, directory=blocks.ROOT)
+    installed = time.monotonic()
     with cluster.namespace("first-guide") as namespace:
-        told = Person(cluster, *laptop, namespace).types(blocks.script(WEB, "cluster"))
+        told = Person(cluster, tmp_path, laptop[1], namespace).types(
+            "command -v tpvpn\n" + blocks.script(WEB, "cluster")
+        )
+        ended = time.monotonic()
+    assert f"\n{tmp_path}/.local/bin/tpvpn\n" in told
     assert told.count("<title>Directory listing for /</title>") == 3
+    assert ended - began < 60, f"{installed - began:.0f} s of installation, and {ended - installed:.0f} s to the end"
