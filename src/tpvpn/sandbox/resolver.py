@@ -65,10 +65,10 @@ class SandboxResolver:
     async def follow(self, changed: Callable[[], None]) -> None:
         """Follow the host's file, for ever: what replaces it (rename(2)) takes the place of ours too, until now."""
         async for _ in FileWatch(Taken(FILE, "mounted", 1)).follow():
-            await self.update(self._search, ())
-            if (servers := _servers()) != self.servers:
+            if (servers := _servers()) != self.servers:  # first: once the file is ours again, they are asked through us
                 self.servers = servers
                 changed()
+            await self.update(self._search, ())
 
 
 def _text() -> str:
