@@ -1,30 +1,33 @@
 """How much a way carries, measured over ways of known rates."""
 
 import asyncio
-import contextlib
+import itertools
 import json
 from collections.abc import Callable
 
 import pytest
 
+from tpvpn.errors import LinkLostError, ManagerError
 from tpvpn.proto import message, ping
 from tpvpn.speed import PERIOD, Speed
 
 
 class Way:
-    """Carries pings at one rate and answers at another, in bytes a second, with a delay, and loses all after a time."""
+    """Carries pings at one rate and answers at another, in bytes a second, with a delay; `most` padding an answer."""
 
-    def __init__(self, up: float, down: float, delay: float = 0.0) -> None:
+    def __init__(self, up: float, down: float, delay: float = 0.0, most: int = ping.MAX_PADDING) -> None:
+        self.padding = most
         self.rates, self.delay = (up, down), delay
         self.free = [0.0, 0.0]
         self.in_flight = self.most = 0
         self.loop = asyncio.get_running_loop()
-        self.speed = Speed(self.take)
+        self.speed = Speed(self.take, itertools.count())
 
     def take(self, payload: bytes) -> None:
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
-        self._carry(0, payload, lambda: self._carry(1, ping.answer(message.decode(payload)), self.answer(payload)))
+        answer = ping.answer(message.decode(payload), self.padding)
+        self._carry(0, payload, lambda: self._carry(1, answer, self.answer(answer)))
 
     def _carry(self, direction: int, payload: bytes, then: Callable[[], None]) -> None:
         start = max(self.free[direction], self.loop.time())
@@ -34,7 +37,8 @@ class Way:
     def answer(self, payload: bytes) -> Callable[[], None]:
         def come() -> None:
             self.in_flight -= 1
-            self.speed.answered(json.loads(payload)["id"])
+            pong = json.loads(payload)
+            self.speed.answered(pong["id"], len(pong.get("padding", "")))
 
         return come
 
@@ -68,12 +72,12 @@ def test_answers_that_nobody_waits_for_change_nothing() -> None:
     async def measure() -> None:
         way = Way(10e6, 10e6)
         for identity in (0, 1, -1, -100):
-            way.speed.answered(identity)
+            way.speed.answered(identity, 0)
         measured = asyncio.ensure_future(way.speed.up())
         await asyncio.sleep(0)
-        way.speed.answered(5)
+        way.speed.answered(-5, 1 << 30)
         assert await measured == pytest.approx(10e6, rel=0.2)
-        way.speed.answered(-1)
+        way.speed.answered(-1, 1)
 
     asyncio.run(measure())
 
@@ -81,11 +85,65 @@ def test_answers_that_nobody_waits_for_change_nothing() -> None:
 def test_a_way_that_carries_nothing_is_given_up_by_whoever_waits() -> None:
     async def measure() -> None:
         sent: list[bytes] = []
-        speed = Speed(sent.append)
-        with contextlib.suppress(TimeoutError):
+        speed = Speed(sent.append, itertools.count())
+        with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await speed.up()
         await asyncio.sleep(0)
         assert len(sent) == 1
+
+    asyncio.run(measure())
+
+
+def test_a_manager_that_gives_no_padding() -> None:
+    async def measure() -> None:
+        way = Way(10e6, 10e6, most=0)
+        assert await way.speed.up() == pytest.approx(10e6, rel=0.2)
+        with pytest.raises(ManagerError, match="upgrade it"):
+            await way.speed.down()
+
+    asyncio.run(measure())
+
+
+def test_answers_that_are_shorter_than_wanted_count_as_what_they_are() -> None:
+    async def measure() -> None:
+        assert await Way(10e6, 1e6, most=1 << 13).speed.down() == pytest.approx(1e6, rel=0.2)
+
+    asyncio.run(measure())
+
+
+def test_a_failure_ends_what_waits_and_all_that_follows() -> None:
+    async def measure() -> None:
+        sent: list[bytes] = []
+        speed = Speed(sent.append, itertools.count())
+        measured = asyncio.ensure_future(speed.up())
+        await asyncio.sleep(0)
+        speed.fail(LinkLostError("it broke"))
+        speed.answered(0, 0)
+        for waiting in (measured, speed.down()):
+            with pytest.raises(LinkLostError, match="it broke"):
+                await waiting
+        assert len(sent) == 1
+
+    asyncio.run(measure())
+
+
+def test_answers_that_come_together_are_not_counted_twice() -> None:
+    """As through a proxy that lets eight gather: what came behind the middle took the time since those before."""
+
+    async def measure() -> None:
+        way = Way(4e6, 4e6)
+        gathered: list[tuple[int, int]] = []
+        answered = way.speed.answered
+
+        def gather(identity: int, padding: int) -> None:
+            gathered.append((identity, padding))
+            if len(gathered) >= min(8, way.in_flight + len(gathered)):
+                for one in gathered:
+                    answered(*one)
+                gathered.clear()
+
+        way.speed.answered = gather
+        assert await way.speed.up() < 1.1 * 4e6
 
     asyncio.run(measure())

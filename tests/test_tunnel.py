@@ -99,7 +99,7 @@ def test_what_a_later_version_may_send_is_skipped() -> None:
         manager.say("weather", rain=True)
         for kind in (frame.DNS, 3, 99, 255):
             manager.far.sendall(frame.encode(kind, b"from the future") + frame.encode(kind, b""))
-        manager.say("ping", id=7, colour="blue")
+        manager.say("ping", id=7, colour="blue", wanted=100)  # which a client does not give
         assert await manager.hear() == {"type": "pong", "id": 7}
         assert manager.ends == []
 
@@ -252,14 +252,63 @@ def test_a_speed_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "SPEED_TIMEOUT", 0.05)
 
     async def scenario(manager: Played) -> None:
-        with pytest.raises(LinkLostError, match="the manager does not answer now"):
+        with pytest.raises(LinkLostError, match="very slow, or silent"):
             await manager.tunnel.measure_speed()
-        assert (await manager.hear())["padding"]
+        (first := await manager.hear()).pop("padding")
+        assert first == {"type": "ping", "id": -1}
         manager.far.shutdown(socket.SHUT_RDWR)
         while not manager.ends:
             await asyncio.sleep(0.001)
         with pytest.raises(LinkLostError, match="closed by the other end"):
             await manager.tunnel.measure_speed()
+
+    play(scenario)
+
+
+def test_a_speed_is_of_its_own_answers() -> None:
+    """Late ones of a measurement that was given up are of no other."""
+
+    async def scenario(manager: Played) -> None:
+        given_up = asyncio.create_task(manager.tunnel.measure_speed())
+        late = (await manager.hear())["id"]
+        given_up.cancel()
+        measured = asyncio.create_task(manager.tunnel.measure_speed())
+        for _ in range(100):
+            manager.say("pong", id=late)
+        asked = await manager.hear()
+        assert asked["id"] < late
+        manager.say("pong", id=asked["id"])
+        assert await manager.hear()
+        measured.cancel()
+
+    play(scenario)
+
+
+def test_a_link_that_is_lost_meanwhile_ends_the_measurement() -> None:
+    async def scenario(manager: Played) -> None:
+        measured = asyncio.create_task(manager.tunnel.measure_speed())
+        await manager.hear()
+        manager.far.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(LinkLostError, match="closed by the other end"):
+            await measured
+
+    play(scenario)
+
+
+def test_nothing_follows_a_goodbye() -> None:
+    async def scenario(manager: Played) -> None:
+        measured = asyncio.create_task(manager.tunnel.measure_speed())
+        asked = await manager.hear()
+        leaving = asyncio.create_task(manager.tunnel.leave())
+        assert (await manager.hear())["type"] == "goodbye"
+        manager.say("pong", id=asked["id"])
+        with pytest.raises(LinkLostError, match="the session was closed"):
+            await measured
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                raise AssertionError(await manager.hear())
+        manager.far.close()
+        await leaving
 
     play(scenario)
 

@@ -2,8 +2,8 @@
 
 `status`; `quit`; `name NAME`: what becomes of a name; `speed`: how much the way to the manager carries.
 
-It knows nothing of what a session is: it is given functions that describe it, end it, and explain a name. It stands
-in a directory that only the user can enter; the peer's uid is checked all the same.
+It knows nothing of what a session is: it is given functions that describe it, end it, explain a name and measure. It
+stands in a directory that only the user can enter; the peer's uid is checked all the same.
 """
 
 import asyncio
@@ -77,7 +77,9 @@ async def _serve(connected: socket.socket, handles: Handles) -> None:
     loop = asyncio.get_running_loop()
     with connected, contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(TIMEOUT):
-            if _allowed(connected):
+            if not _allowed(connected):
+                await loop.sock_sendall(connected, b"{}\n")
+            else:
                 request = await _request(connected)
                 if request.startswith(_HTTP):
                     answer = _page(request, handles)
@@ -148,13 +150,17 @@ def ask(directory: Path, request: str) -> dict[str, Any]:
             asking.settimeout(TIMEOUT)
             asking.connect(str(_socket(directory)))
             asking.sendall(request.encode() + b"\n")
-            answer: dict[str, Any] = json.loads(asking.makefile("rb").readline() or b"{}")
+            line = asking.makefile("rb").readline()
     except PermissionError as error:
         raise PrivilegeError(_ANOTHERS) from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise UsageError("this session does not answer: it is connecting still, or has just ended") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise TpvpnError(f"the session did not answer: {error}") from error
+    try:
+        answer: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise TpvpnError("the session has ended, or did not answer in time") from error
     if not answer:
         raise PrivilegeError(_ANOTHERS)
     return answer

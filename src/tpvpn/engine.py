@@ -378,7 +378,7 @@ class Engine:
         """How much the way to the manager carries, in bytes a second, at least."""
         try:
             up, down = await self._tunnel.measure_speed()
-        except LinkLostError as error:
+        except TpvpnError as error:
             return {"error": str(error)}
         return {"up": up, "down": down}
 

@@ -55,7 +55,12 @@ class Link:
             self._loop.call_soon(self._on_early)
 
     def send(self, kind: int, payload: bytes) -> None:
-        """Queue one frame that is not a packet; it leaves as soon as the stream takes it."""
+        """Queue one frame that is not a packet; it leaves as soon as the stream takes it. A link that is lost has none.
+
+        (What has come may still be handled then, and want an answer.)
+        """
+        if self._closed:
+            return
         self._queued += frame.encode(kind, payload)
         if len(self._queued) > _MAX_QUEUED:
             self._lose(LinkLostError("the other end takes no more data"))

@@ -5,6 +5,7 @@ its links: what is there to do when one is lost is not its concern (`keeper`).
 """
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from tpvpn.heartbeat import Heartbeat
 from tpvpn.link import Link
 from tpvpn.proto import config, message, ping
 from tpvpn.proto.handshake import NONCE_LENGTH, ClientSide
+from tpvpn.proto.message import Message
 from tpvpn.proto.session import ClientHandshake, Held, Offer, Terms
 from tpvpn.pump import Counters, OwnAddress, Pump
 from tpvpn.speed import Speed
@@ -27,6 +29,7 @@ CONFIG_TIMEOUT = 10.0
 SPEED_TIMEOUT = 5.0
 PARTING = 1.0
 """Seconds in which the manager is to hear our goodbye."""
+_CLOSED = LinkLostError("the session was closed")
 GOODBYE = frame.encode(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
 
 
@@ -143,6 +146,8 @@ class Tunnel:
         self._answer: asyncio.Future[str | None] | None = None
         self._measuring = asyncio.Lock()
         self._speed: Speed | None = None
+        self._own_pings = itertools.count(-1, -1)
+        """Identities of pings that no link's heartbeat has."""
         self._bundle = Bundle(offload=bool(terms.offloads))
         self._bundle.on_change = on_change
         self._links: list[ClientLink] = []
@@ -168,6 +173,8 @@ class Tunnel:
 
     def _on_lost(self, link: ClientLink, error: TpvpnError) -> None:
         self._links = [one for one in self._links if one is not link]
+        if self._speed:
+            self._speed.fail(error)
         if not self.is_linked:
             self._settle(error)
 
@@ -192,16 +199,21 @@ class Tunnel:
         return min((rtt for link in self._links if link.is_well and (rtt := link.measure()) is not None), default=None)
 
     async def measure_speed(self) -> tuple[float, float]:
-        """Bytes a second up and down, at least; takes a second. LinkLostError when nothing answers meanwhile."""
+        """Bytes a second up and down, at least; takes a second or some more.
+
+        LinkLostError when nothing answers in time; the error of a link that is lost meanwhile; ManagerError when the
+        manager cannot.
+        """
         async with self._measuring:
             if not self.is_linked:
-                raise self._ended
-            self._speed = speed = Speed(partial(self._bundle.send, frame.CONTROL))
+                raise LinkLostError("the manager is silent now") if self._links else self._ended
+            self._speed = speed = Speed(partial(self._bundle.send, frame.CONTROL), self._own_pings)
             try:
                 async with asyncio.timeout(SPEED_TIMEOUT):
                     return await speed.up(), await speed.down()
             except TimeoutError:
-                raise LinkLostError("the manager does not answer now") from None
+                why = f"this took longer than {SPEED_TIMEOUT:.0f} s, so the connection is very slow, or silent"
+                raise LinkLostError(why) from None
             finally:
                 self._speed = None
 
@@ -251,6 +263,8 @@ class Tunnel:
         """
         self._pump.stop()
         self._bundle.on_change = lambda: None
+        if self._speed:
+            self._speed.fail(_CLOSED)  # nothing follows a goodbye
         try:
             self._bundle.send(frame.CONTROL, GOODBYE[frame.HEADER_LENGTH :])
             if self.is_linked:
@@ -260,7 +274,9 @@ class Tunnel:
 
     def close(self) -> None:
         """Close all links at once."""
-        self._settle(LinkLostError("the session was closed"))
+        self._settle(_CLOSED)
+        if self._speed:
+            self._speed.fail(_CLOSED)
         self._pump.stop()
         self._bundle.on_change = lambda: None
         for link in self._links:
@@ -273,9 +289,9 @@ class Tunnel:
             return  # kinds of a later version are skipped (docs/reference/wire.md)
         what, link = message.decode(payload), self._bundle.speaking
         if what["type"] == "ping":
-            link.send(frame.CONTROL, ping.answer(what))
+            link.send(frame.CONTROL, ping.answer(what, 0))
         elif what["type"] == "pong":
-            self._on_pong(link, message.member(what, "id", int))
+            self._on_pong(link, what)
         elif what["type"] == "config" and self._answer and what.get("id") == self._changes:
             if not self._answer.done():
                 self._answer.set_result(message.optional(what, "error", str))
@@ -285,8 +301,9 @@ class Tunnel:
             lost = LinkLostError if self.is_dismissed else SessionEndedError
             link.fail(lost(f"the manager ended the session: {message.printable(str(reason), 300)}"))
 
-    def _on_pong(self, link: Link, identity: int) -> None:
+    def _on_pong(self, link: Link, pong: Message) -> None:
+        identity = message.member(pong, "id", int)
         if self._speed:
-            self._speed.answered(identity)
+            self._speed.answered(identity, len(message.optional(pong, "padding", str) or ""))
         for one in self._links:
             one.answered(link, identity)

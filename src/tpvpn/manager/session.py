@@ -29,6 +29,8 @@ GRACE = 1.0
 """Seconds in which a client is to take its goodbye."""
 IDLE, DEAD = 20.0, 45.0
 """Seconds: it is the client who asks first whether this end lives (proto/liveness)."""
+MAX_PADDED = ping.MAX_IN_FLIGHT * ping.MAX_PADDING
+"""Bytes that wait for a client: behind more than whoever measures lets wait, answers to pings have no padding."""
 REST = 9
 """How many times as long as a change took the session rests from changes: they have a tenth of the time at most."""
 
@@ -216,7 +218,7 @@ class Session:
     def _on_control(self, payload: bytes, link: Link) -> None:
         what = message.decode(payload)
         if what["type"] == "ping":
-            link.send(frame.CONTROL, ping.answer(what))
+            link.send(frame.CONTROL, ping.answer(what, 0 if link.queued > MAX_PADDED else ping.MAX_PADDING))
         elif what["type"] == "config":
             self._take_change(*config.change(what))
         elif what["type"] == "goodbye":

@@ -35,7 +35,8 @@ def of_round_trip(seconds: float | None, option: str) -> Check:
 def of_speed(answer: Mapping[str, Any]) -> Check:
     """What the session measured of its connection; `up` and `down` in bytes a second, or why it could not."""
     if error := answer.get("error"):
-        return warning("speed", f"how much the connection carries was not measured: {error}", "ask again")
+        remedy = "ask again; a session of an older version has to be begun anew"
+        return warning("speed", f"how much the connection carries was not measured: {error}", remedy)
     return Check("speed", f"the connection carries at least {bits(answer['up'])} up and {bits(answer['down'])} down")
 
 
