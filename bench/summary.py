@@ -77,8 +77,12 @@ class Bar:
         return value >= self.limit if self.side == "at least" else value <= self.limit
 
 
+def _bulk(relation: Relation, share: float) -> tuple[Bar, ...]:
+    return tuple(Bar(f"tcp{flows}_{way}", relation, "at least", share) for flows in (1, 8) for way in ("up", "down"))
+
+
 _KERNEL = (
-    *(Bar(f"tcp{flows}_{way}", "of direct", "at least", 0.30) for flows in (1, 8) for way in ("up", "down")),
+    *_bulk("of direct", 0.30),
     Bar("connections", "of direct", "at least", 0.6),
     Bar("requests", "of direct", "at least", 0.4),
     Bar("udp_up", "itself", "at least", 50_000),
@@ -97,7 +101,7 @@ _KERNEL = (
     Bar("plan_s", "itself", "at most", 0.8),
 )
 _SOCKET = (
-    *(Bar(f"tcp{flows}_{way}", "of direct", "at least", 0.18) for flows in (1, 8) for way in ("up", "down")),
+    *_bulk("of direct", 0.18),
     Bar("connections", "itself", "at least", 2_000),
     Bar("requests", "itself", "at least", 10_000),
     Bar("ping_up_p99", "itself", "at most", 20),
@@ -105,12 +109,11 @@ _SOCKET = (
     Bar("rss_node", "itself", "at most", 150),
     Bar("idle_node", "itself", "at most", 1),
 )
-_RUN = tuple(Bar(f"tcp{flows}_{way}", "of direct", "at least", 0.25) for flows in (1, 8) for way in ("up", "down"))
 
 
 def _through_api_server(share: float) -> tuple[Bar, ...]:
     return (
-        *(Bar(f"tcp{flows}_{way}", "of bare", "at least", share) for flows in (1, 8) for way in ("up", "down")),
+        *_bulk("of bare", share),
         Bar("ping_idle", "over direct", "at most", 1),
         Bar("rss_laptop", "itself", "at most", 130),
         Bar("rss_node", "itself", "at most", 130),
@@ -122,7 +125,7 @@ def _through_api_server(share: float) -> tuple[Bar, ...]:
 BARS = {
     "tpvpn": _KERNEL,
     "tpvpn-socket": _SOCKET,
-    "tpvpn-run": _RUN,
+    "tpvpn-run": _bulk("of direct", 0.25),
     "upgrade": _through_api_server(0.6),
     "portforward": _through_api_server(0.7),
 }

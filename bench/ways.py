@@ -88,8 +88,8 @@ class Tpvpn(Way):
         return ready(self.lab, f"connect-{self.name}", ["--name", self.exit, *self._options()])
 
     def _options(self) -> list[str]:
-        manager = ["--manager", f"tcp://{self.listen}", "--token-file", str(self._lab.token_file)]
-        return [*manager, *self.subnet, "--allow-conflicting-subnets", self.subnet[1]]
+        link = ["--manager", f"tcp://{self.listen}", "--token-file", str(self._lab.token_file)]
+        return [*link, *self.subnet, "--allow-conflicting-subnets", self.subnet[1]]
 
     def ends(self) -> dict[str, list[int]]:
         """connect with its helper, and the manager."""
@@ -114,16 +114,8 @@ class TpvpnRun(Tpvpn):
     address = PODS[1]
 
     def _begin(self) -> tuple[subprocess.Popen[Any], float]:
-        began, said = time.perf_counter(), self._lab.log(self.name)
-        argv = [sys.executable, "-m", "tpvpn", "run", *self._options(), "--", "sh", "-c", "echo $$; exec cat"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with said.open("wb") as log:
-            process = self._lab.popen("laptop", argv, stderr=log, **pipes)
-        assert process.stdout
-        told = select.select([process.stdout], [], [], TIMEOUT)[0] and process.stdout.readline()
-        took = time.perf_counter() - began
-        if not told:
-            raise RuntimeError(f"tpvpn run is not ready: {said.read_text().strip().rpartition(chr(10))[2]}")
+        words, pipe = ["run", *self._options(), "--", "sh", "-c", "echo $$; exec cat"], os.pipe()
+        process, told, took = started(self._lab, self.name, words, pipe, stdin=subprocess.PIPE, stdout=pipe[1])
         self.lab = Sandbox(self._lab, int(told))
         return process, took
 
@@ -171,19 +163,30 @@ def manager(lab: Lab, exit: Exit, listen: str) -> subprocess.Popen[Any]:
 
 def ready(place: Place, name: str, words: Sequence[str]) -> tuple[subprocess.Popen[Any], float]:
     """Start `tpvpn connect` with these words on the laptop; the process, and the seconds from its start until ready."""
-    readable, announce = os.pipe()
+    pipe = os.pipe()
+    process, _, took = started(place, name, ["connect", *words, "--ready-fd", str(pipe[1])], pipe, pass_fds=[pipe[1]])
+    return process, took
+
+
+def started(
+    place: Place, name: str, words: Sequence[str], pipe: tuple[int, int], **options: Any
+) -> tuple[subprocess.Popen[Any], bytes, float]:
+    """Start `tpvpn` on the laptop; the process, what it says on the pipe when it is ready, and the seconds until then.
+
+    `options`, as for subprocess.Popen, have what gives it the pipe, which is closed here.
+    """
+    (readable, announce), said = pipe, place.log(name)
     began = time.perf_counter()
-    said = place.log(name)
-    argv = [sys.executable, "-m", "tpvpn", "connect", *words, "--ready-fd", str(announce)]
     with said.open("wb") as log:
-        process = place.popen("laptop", argv, pass_fds=[announce], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        process = place.popen("laptop", [sys.executable, "-m", "tpvpn", *words], **(usual | options))
     os.close(announce)
-    told = select.select([readable], [], [], TIMEOUT)[0] and os.read(readable, 1)
+    told = os.read(readable, 100) if select.select([readable], [], [], TIMEOUT)[0] else b""
     took = time.perf_counter() - began
     os.close(readable)
     if not told:
-        raise RuntimeError(f"tpvpn connect is not ready: {said.read_text().strip().rpartition(chr(10))[2]}")
-    return process, took
+        raise RuntimeError(f"tpvpn {words[0]} is not ready: {said.read_text().strip().rpartition(chr(10))[2]}")
+    return process, told, took
 
 
 def end(process: subprocess.Popen[Any] | None) -> None:

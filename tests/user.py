@@ -83,6 +83,10 @@ class User:
         os.chown(file, UID, UID)
         return file
 
+    def link(self, manager: str, token: str) -> tuple[str, ...]:
+        """The options that lead to a manager, with a token file of the user's."""
+        return ("--manager", f"tcp://{manager}", "--token-file", str(self.write("token", token)))
+
     def log_in(self, server: str, token: str = "none", authority: str = "", namespace: str = "default") -> str:
         """Have a kubeconfig for a cluster; its text."""
         self.write("credential", _CREDENTIAL.format(token=token))

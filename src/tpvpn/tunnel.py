@@ -29,7 +29,7 @@ CONFIG_TIMEOUT = 10.0
 SPEED_TIMEOUT = 5.0
 PARTING = 1.0
 """Seconds in which the manager is to hear our goodbye."""
-_CLOSED = LinkLostError("the session was closed")
+_CLOSED = "the session was closed"
 GOODBYE = frame.encode(frame.CONTROL, message.encode("goodbye", reason="the client quits"))
 
 
@@ -173,16 +173,20 @@ class Tunnel:
 
     def _on_lost(self, link: ClientLink, error: TpvpnError) -> None:
         self._links = [one for one in self._links if one is not link]
-        if self._speed:
-            self._speed.fail(error)
+        self._stop_measuring(error)
         if not self.is_linked:
             self._settle(error)
 
     def _settle(self, error: TpvpnError) -> None:
         """Nobody waits for an answer any more."""
         self._ended = error
+        self._stop_measuring(error)
         if self._answer and not self._answer.done():
             self._answer.set_exception(error)
+
+    def _stop_measuring(self, error: TpvpnError) -> None:
+        if self._speed:
+            self._speed.fail(error)
 
     @property
     def is_linked(self) -> bool:
@@ -263,8 +267,7 @@ class Tunnel:
         """
         self._pump.stop()
         self._bundle.on_change = lambda: None
-        if self._speed:
-            self._speed.fail(_CLOSED)  # nothing follows a goodbye
+        self._stop_measuring(LinkLostError(_CLOSED))  # nothing follows a goodbye
         try:
             self._bundle.send(frame.CONTROL, GOODBYE[frame.HEADER_LENGTH :])
             if self.is_linked:
@@ -274,9 +277,7 @@ class Tunnel:
 
     def close(self) -> None:
         """Close all links at once."""
-        self._settle(_CLOSED)
-        if self._speed:
-            self._speed.fail(_CLOSED)
+        self._settle(LinkLostError(_CLOSED))
         self._pump.stop()
         self._bundle.on_change = lambda: None
         for link in self._links:

@@ -80,8 +80,7 @@ def test_sudo_asks_for_a_password_at_the_terminal(laptop: Laptop) -> None:
     """A user without root's rights: the session leaves the terminal only when it has what it asked for."""
     before = laptop.state()
     with ordinary_user() as user:
-        user.write("token", laptop.lab.token_file.read_text())
-        link = ("--manager", f"tcp://{laptop.lab.manager}", "--token-file", str(user.home / "token"))
+        link = user.link(laptop.lab.manager, laptop.lab.token_file.read_text())
         argv = user.shell([*TPVPN, "connect", *link, *WANTED, *ALLOWED, "--detach"])
         with terminal(laptop.command(user.host(argv, WITH_PASSWORD)), columns=200) as shown:
             shown.shows("[sudo] password for")

@@ -33,7 +33,6 @@ RESOLVED = "/run/systemd/resolve/io.systemd.Resolve"
 @pytest.fixture(scope="module")
 def user(laptop: Laptop) -> Iterator[User]:
     with ordinary_user() as user:
-        user.write("token", laptop.lab.token_file.read_text())
         yield user
 
 
@@ -47,7 +46,7 @@ def unchanged(laptop: Laptop) -> Iterator[None]:
 
 def command(laptop: Laptop, user: User, *argv: str, options: tuple[str, ...] = ()) -> list[str]:
     """What has the user run `argv` inside; the process that it starts is tpvpn's."""
-    link = ("--manager", f"tcp://{laptop.lab.manager}", "--token-file", str(user.home / "token"))
+    link = user.link(laptop.lab.manager, laptop.lab.token_file.read_text())
     return laptop.command(user.host(user.shell([*TPVPN, "run", *link, *WANTED, *options, "--", *argv])))
 
 
